@@ -1,0 +1,504 @@
+"""The hall where heat, planner, mover, router and engine meet.
+
+Three threads, each owning what it writes:
+
+- the *engine's* thread begins and ends steps and routes. It counts, takes snapshots, and between two
+  steps puts the newest tables in force. It never waits.
+- the *heartbeat's* thread makes rounds: it turns snapshots into windows, delivers plans, advances the
+  ledger, carries weights, and leaves new tables for the engine's thread to pick up.
+- the *planner's* thread, on rank 0 alone, runs the mind on a window and announces its plan.
+
+What passes between them is an immutable object stored in one attribute, or an item of a deque.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+
+from isotherm import planner, router
+from isotherm.config import MODES, Config, Mode
+from isotherm.control import Announcer, GroupLink, Heartbeat, Span, check_peers, no_span
+from isotherm.decide import Decision, decide
+from isotherm.decide import State as Mind
+from isotherm.errors import IsothermError
+from isotherm.heat import HeatCollector
+from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Transport, Weights
+from isotherm.placement import Placement, Plan, digest
+from isotherm.router import Router, RoutingTables
+from isotherm.streams import Backend, Event, backend_for, count_wait, forward_path, forward_waits
+from isotherm.topology import MoEShape, Topology
+from isotherm.window import HeatWindow, overall_imbalance
+
+logger = logging.getLogger("isotherm")
+
+
+class State(Enum):
+    """What the balancer is doing beside the engine."""
+
+    OBSERVING = "observing"
+    PLANNING = "planning"
+    MOVING = "moving"
+    DEGRADED = "degraded"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The balancer at one moment, on this rank.
+
+    ``moves`` counts experts moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits``
+    counts the times that a call on the forward path blocked the host, in this process.
+    ``main_seconds`` is the engine's thread's time in Isotherm. ``imbalance`` is what the last window
+    carried, None before the first.
+    """
+
+    state: State
+    mode: Mode
+    steps: int
+    epoch: int
+    rounds: int
+    windows: int
+    plans: int
+    moves: int
+    moved_bytes: int
+    skipped_snapshots: int
+    failures: int
+    waits: int
+    main_seconds: float
+    imbalance: float | None
+
+
+@dataclass(frozen=True)
+class TablesInForce:
+    """From ``step`` on this rank routes by the tables of ``epoch``."""
+
+    step: int
+    epoch: int
+
+
+class Balancer:
+    """Keeps the ranks of one MoE engine at the same temperature.
+
+    Args:
+        shape: the model's MoE layers.
+        topology: the expert-parallel group; its ranks are the ranks of ``group``.
+        group: a gloo process group of the balancer's own, of all expert-parallel ranks.
+        weights: for each layer, named tensors ``[slots_per_rank, ...]`` or lists of one per slot, in the
+            order of this rank's slots; None: weights never move, shares may.
+        placement: what the loaded weights are; None: slot ``p`` holds expert ``p % experts``.
+        config: the settings, the same on every rank.
+        device: where ids and tables live; None: the device of the weights, else the CPU.
+        inline: make the rounds and the plans on the calling thread at the end of each step: the oracle
+            of the tests, and the A/B. The forward pass then waits, and `Statistics.waits` says so.
+        transport: makes what carries the weights.
+        span: opens spans of a timeline.
+
+    Every rank makes the same steps, dummy ones included::
+
+        with balancer.step(num_tokens=n):
+            slots = balancer.route(layer, expert_ids)
+
+    Building it blocks until every rank has built its own. Afterwards nothing here makes the engine's
+    thread or stream wait. When anything of ours fails the engine goes on with what is published.
+
+    Raises:
+        ValueError: sizes that do not fit together; the message names them.
+        PeerMismatchError: a rank was started with another configuration; on every rank.
+    """
+
+    def __init__(
+        self,
+        shape: MoEShape,
+        topology: Topology,
+        *,
+        group: dist.ProcessGroup,
+        weights: Weights | None,
+        placement: Placement | None = None,
+        config: Config | None = None,
+        device: torch.device | str | None = None,
+        inline: bool = False,
+        transport: Callable[[ExpertWeights, Topology, Backend], Transport] = HostTransport,
+        span: Span = no_span,
+    ) -> None:
+        topology.check_holds(shape.experts)
+        self.shape, self.topology = shape, topology
+        self.config = config or Config()
+        self._inline, self._span = inline, span
+        self._link = GroupLink(group)
+        placement = placement or Placement.default(shape, topology)
+        self._check_fit(placement)
+        planner.get_policy(self.config.policy)
+        self._backend = backend_for(device or _device_of(weights))
+        self._collector = HeatCollector(
+            shape,
+            topology,
+            None,
+            window_steps=self.config.window_steps,
+            slices=self.config.slices,
+            device=self._backend.device,
+            inline=inline,
+            span=span,
+        )
+        self._collector.on_window(self._on_window)
+        start = Ledger.start(placement, placement.even_shares())
+        self._router = Router(
+            self._tables_of(start), rank=self._link.rank, device=self._backend.device
+        )
+        self._mover = self._make_mover(start, weights, transport)
+        self._announcer = Announcer(digest, self._on_plan)
+        self._heartbeat = Heartbeat(
+            self._link,
+            [self._collector.gather, self._announcer, self._mover],
+            interval_seconds=self.config.heartbeat_seconds,
+            span=span,
+            on_failure=self._on_failure,
+        )
+        host = backend_for("cpu")
+        self._planner = host.main_stream() if inline else host.side_stream("planner")
+        # Left by the heartbeat's thread, picked up by the engine's.
+        self._waiting_tables: tuple[int, RoutingTables] | None = None
+        # Left by the engine's thread, picked up by the heartbeat's: (epoch, steps, event behind them).
+        self._ended: deque[tuple[int, int, Event]] = deque()
+        self._finished = (0, 0)
+        self._planning = False
+        self._degraded = False
+        self._failures = 0
+        self._windows = 0
+        self._plans = 0
+        self._imbalance: float | None = None
+        self._window_callback: Callable[[HeatWindow], None] | None = None
+        self._decision_callback: Callable[[Decision], None] | None = None
+        self.tables_in_force: list[TablesInForce] = [TablesInForce(0, 0)]
+        self._mode = self.config.mode
+        self._epoch = 0
+        self._num_tokens = self._num_decode = 0
+        self._main_seconds = 0.0
+        self._scope = _StepScope(self)
+        self._closed = False
+        router.warm_up()
+        if self._link.rank == 0:
+            planner.warm_up()
+        self._check_peers(placement)
+        if not inline:
+            self._heartbeat.start()
+
+    # -- the engine's thread -------------------------------------------------------------------------
+
+    def step(self, num_tokens: int, *, num_decode_tokens: int = 0) -> _StepScope:
+        """The scope of one forward pass: `begin_step` and `end_step` around its block."""
+        _check_tokens(num_tokens, num_decode_tokens)
+        self._scope.tokens = (num_tokens, num_decode_tokens)
+        return self._scope
+
+    def begin_step(self, num_tokens: int, *, num_decode_tokens: int = 0) -> None:
+        """Begins a forward pass: ``num_tokens`` real tokens of this rank, of which the first
+        ``num_decode_tokens`` are decode tokens; 0 for a dummy step. Never waits.
+
+        The newest tables are put in force here, and only here.
+
+        Raises:
+            ValueError: more decode tokens than tokens, or a negative number.
+        """
+        begun = time.perf_counter()
+        _check_tokens(num_tokens, num_decode_tokens)
+        counted = self._mode != "off"
+        self._num_tokens = num_tokens if counted else 0
+        self._num_decode = num_decode_tokens if counted else 0
+        waiting = self._waiting_tables
+        if waiting is not None and waiting[0] > self._epoch:
+            self._epoch, tables = waiting
+            self._router.load(tables)
+            self.tables_in_force.append(TablesInForce(self._collector.step, self._epoch))
+        self._main_seconds += time.perf_counter() - begun
+
+    def route(
+        self,
+        layer: int,
+        expert_ids: torch.Tensor,
+        *,
+        num_tokens: int | None = None,
+        num_decode_tokens: int | None = None,
+    ) -> torch.Tensor:
+        """The slot of each (token, expert) pair: same shape and dtype; counted in the same pass.
+
+        Args:
+            layer: index of the MoE layer, from 0.
+            expert_ids: this rank's tokens, integer [tokens, top_k]; an id below 0 maps to -1 and counts
+                nothing.
+            num_tokens, num_decode_tokens: rows to count, and the decode tokens among them, where that
+                differs from the step's (a micro-batch, padding between tokens). Rows beyond are padding:
+                mapped, not counted.
+
+        Deterministic given the batch, the step and the tables in force. Never waits.
+        """
+        begun = time.perf_counter()
+        with forward_path():
+            totals = self._collector.totals
+            if self._mode == "off":
+                num_tokens = 0
+            slots = self._router.route(
+                layer,
+                expert_ids,
+                step=self._collector.step,
+                num_tokens=self._num_tokens if num_tokens is None else num_tokens,
+                num_decode=self._num_decode if num_decode_tokens is None else num_decode_tokens,
+                heat_KE=totals.heat_KLE[:, layer],
+                received_P=totals.slots_LP[layer],
+            )
+        self._main_seconds += time.perf_counter() - begun
+        return slots
+
+    def end_step(self) -> None:
+        """Ends the forward pass. Never waits, unless the balancer was built with ``inline``."""
+        begun = time.perf_counter()
+        with forward_path():
+            self._collector.advance(
+                num_tokens=self._num_tokens,
+                num_decode=self._num_decode,
+                snapshots=self._mode not in ("off", "count"),
+            )
+            event = self._backend.main_stream().record_event()
+            self._ended.append((self._epoch, self._collector.step, event))
+            if self._inline:
+                count_wait()
+                self._heartbeat.beat()
+            elif self._collector.step % self.config.snapshot_steps == 0:
+                self._heartbeat.poke()
+        self._main_seconds += time.perf_counter() - begun
+
+    # -- the heartbeat's thread ----------------------------------------------------------------------
+
+    def _steps_finished(self) -> tuple[int, int]:
+        """The newest tables with which a step is seen done on the engine's stream, and the steps done."""
+        while self._ended and self._ended[0][2].query():
+            epoch, steps, _ = self._ended.popleft()
+            self._finished = (epoch, steps)
+        return self._finished
+
+    def _on_window(self, window: HeatWindow) -> None:
+        self._windows += 1
+        self._imbalance = overall_imbalance(window.load_LG)
+        if self._window_callback is not None:
+            self._window_callback(window)
+        if self._link.rank == 0 and not self._planning:
+            self._planning = True
+            ledger = self._mover.ledger
+            self._planner.submit(lambda: self._plan(window, ledger))
+
+    def _on_plan(self, data: bytes) -> None:
+        identity, plan = int.from_bytes(data[:8], "little"), Plan.from_bytes(data[8:])
+        self._planning = False
+        if identity != self._mover.ledger.identity:
+            logger.info("isotherm: a plan was made for slots that have changed since; dropped")
+            return
+        self._plans += 1
+        self._mover.aim(plan.placement, plan.shares)
+
+    def _publish(self, ledger: Ledger) -> None:
+        self._waiting_tables = (ledger.epoch, self._tables_of(ledger))
+
+    def _on_failure(self, error: BaseException) -> None:
+        self._degraded = True
+        self._failures += 1
+
+    # -- the planner's thread ------------------------------------------------------------------------
+
+    def _plan(self, window: HeatWindow, ledger: Ledger) -> None:
+        """Runs the mind and announces its plan. A failure is logged, and the next window tried."""
+        try:
+            with self._span("plan", "planner"):
+                _, decision = decide(self._mind(ledger), window, self._collector.step)
+        except (IsothermError, ValueError, ArithmeticError, LookupError, TypeError):
+            logger.exception("isotherm: planning failed; serving what is published")
+            self._failures += 1
+            self._planning = False
+            return
+        if self._decision_callback is not None:
+            self._decision_callback(decision)
+        if decision.plan is None or self._mode not in ("shares", "full"):
+            logger.debug("isotherm: step %d: %s", decision.step, decision.reason)
+            self._planning = False
+            return
+        logger.info("isotherm: step %d: %s", decision.step, decision.reason)
+        self._announcer.announce(ledger.identity.to_bytes(8, "little") + decision.plan.to_bytes())
+        self._heartbeat.poke()
+
+    def _mind(self, ledger: Ledger) -> Mind:
+        return Mind(
+            topology=self.topology,
+            config=replace(self.config, mode=self._mode),
+            placement=ledger.placement,
+            shares=ledger.shares,
+            settled=ledger.phase is Phase.SETTLED,
+            movable=self._movable,
+        )
+
+    # -- anyone ---------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """What the balancer is doing."""
+        if self._degraded:
+            return State.DEGRADED
+        if self._mover.ledger.phase is not Phase.SETTLED:
+            return State.MOVING
+        return State.PLANNING if self._planning else State.OBSERVING
+
+    @property
+    def placement(self) -> Placement:
+        """What the slots hold now; dead ones are empty."""
+        return self._mover.ledger.placement
+
+    @property
+    def rank(self) -> int:
+        return self._link.rank
+
+    def set_mode(self, mode: Mode) -> None:
+        """Changes the mode from the next step on. Call it on every rank.
+
+        Raises:
+            ValueError: an unknown mode.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}")
+        self._mode = mode
+
+    def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
+        """Calls ``callback`` with each window, on every rank, off the engine's thread."""
+        self._window_callback = callback
+
+    def on_decision(self, callback: Callable[[Decision], None]) -> None:
+        """Calls ``callback`` with each decision, on rank 0, on the planner's thread."""
+        self._decision_callback = callback
+
+    def statistics(self) -> Statistics:
+        """What the balancer has done so far. Never waits."""
+        return Statistics(
+            state=self.state,
+            mode=self._mode,
+            steps=self._collector.step,
+            epoch=self._epoch,
+            rounds=self._heartbeat.rounds,
+            windows=self._windows,
+            plans=self._plans,
+            moves=self._mover.moves,
+            moved_bytes=self._mover.moved_bytes,
+            skipped_snapshots=self._collector.skipped_snapshots,
+            failures=self._failures,
+            waits=forward_waits(),
+            main_seconds=self._main_seconds,
+            imbalance=self._imbalance,
+        )
+
+    def close(self, timeout_seconds: float = 30.0) -> None:
+        """Ends balancing; the placement stays as it is. Called on every rank; twice is allowed. Waits
+        for the other ranks to close, at most ``timeout_seconds``."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._heartbeat.close(timeout_seconds):
+            self._mover.close()
+        if not self._inline:
+            self._planner.close()
+        self._collector.close()
+
+    # -- building -------------------------------------------------------------------------------------
+
+    def _make_mover(
+        self,
+        start: Ledger,
+        weights: Weights | None,
+        make_transport: Callable[[ExpertWeights, Topology, Backend], Transport],
+    ) -> Mover:
+        transport: Transport | None = None
+        bytes_per_expert = 0
+        if weights is not None:
+            experts = ExpertWeights(
+                weights, layers=self.shape.layers, slots_per_rank=self.topology.slots_per_rank
+            )
+            bytes_per_expert = experts.bytes_per_expert
+            transport = make_transport(experts, self.topology, self._backend)
+        self._movable = transport is not None and self.topology.slots > self.shape.experts
+        return Mover(
+            start,
+            self.topology,
+            transport,
+            bytes_per_expert=bytes_per_expert,
+            bytes_per_step=self.config.move_bytes_per_step,
+            limit=self.config.moves_in_flight,
+            finished=self._steps_finished,
+            publish=self._publish,
+            span=self._span,
+        )
+
+    def _tables_of(self, ledger: Ledger) -> RoutingTables:
+        return RoutingTables.build(ledger.content, ledger.shares, self.shape.experts)
+
+    def _check_fit(self, placement: Placement) -> None:
+        if self._link.size != self.topology.ranks:
+            raise ValueError(
+                f"the group has {self._link.size} ranks, the topology {self.topology.ranks}: give a "
+                "group of all expert-parallel ranks"
+            )
+        wanted = (self.shape.layers, self.topology.slots)
+        if placement.slot_to_expert.shape != wanted or placement.experts != self.shape.experts:
+            raise ValueError(
+                f"placement is {placement.slot_to_expert.shape} of {placement.experts} experts; the "
+                f"shape and topology need {wanted} of {self.shape.experts}"
+            )
+
+    def _check_peers(self, placement: Placement) -> None:
+        check_peers(
+            self._link,
+            {
+                "shape": self.shape,
+                "topology": self.topology,
+                "placement": digest(placement.slot_to_expert.tobytes()),
+                "inline": self._inline,
+                "movable": self._movable,
+                **self.config.as_dict(),
+            },
+        )
+
+
+class _StepScope:
+    """What ``with balancer.step(...)`` enters: made once."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self._balancer = balancer
+        self.tokens = (0, 0)
+
+    def __enter__(self) -> None:
+        num_tokens, num_decode_tokens = self.tokens
+        self._balancer.begin_step(num_tokens, num_decode_tokens=num_decode_tokens)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A step that raised ends too: the ranks' step numbers must not part.
+        self._balancer.end_step()
+
+
+def _check_tokens(num_tokens: int, num_decode_tokens: int) -> None:
+    if not 0 <= num_decode_tokens <= num_tokens:
+        raise ValueError(
+            f"num_decode_tokens={num_decode_tokens} must lie between 0 and num_tokens={num_tokens}"
+        )
+
+
+def _device_of(weights: Weights | None) -> torch.device:
+    for layer in weights or ():
+        for tensors in layer.values():
+            return tensors[0].device
+    return torch.device("cpu")

@@ -1,0 +1,118 @@
+"""The `isotherm` command: results on stdout, talk on stderr.
+
+Exit codes: 0, the work was done; 1, a check said no; 2, wrong use or input; 70, a fault of ours.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from isotherm.demo.options import DemoOptions
+from isotherm.errors import IsothermError
+
+WRONG_USE = 2
+FAULT = 70
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Prints versions, devices and what is missing, for a bug report.
+
+    Examples:
+        isotherm doctor
+        isotherm doctor --streams
+    """
+
+    streams: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run the contract of streams and events on every device here."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the report as JSON on stdout."""
+
+
+_Command = (
+    Annotated[DemoOptions, tyro.conf.subcommand("demo", prefix_name=False)]
+    | Annotated[DoctorOptions, tyro.conf.subcommand("doctor", prefix_name=False)]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; its exit code. Wrong input ends in one message, never in a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parse(arguments)
+        return _run(options, arguments)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else WRONG_USE
+    except (ValueError, IsothermError) as error:
+        _tell(f"isotherm: {error}")
+        return WRONG_USE
+    except Exception:
+        traceback.print_exc()
+        _tell("isotherm: this is a fault of ours; please report it with the lines above")
+        return FAULT
+
+
+def _parse(arguments: Sequence[str]) -> DemoOptions | DoctorOptions:
+    options: DemoOptions | DoctorOptions = tyro.cli(
+        _Command,  # type: ignore[arg-type]
+        prog="isotherm",
+        description="Keeps the ranks of an expert-parallel MoE engine at the same temperature.",
+        args=list(arguments),
+    )
+    return options
+
+
+def _run(options: DemoOptions | DoctorOptions, arguments: Sequence[str]) -> int:
+    if isinstance(options, DoctorOptions):
+        return _doctor(options)
+    return _demo(options, arguments[1:])
+
+
+def _demo(options: DemoOptions, arguments: Sequence[str]) -> int:
+    from isotherm.demo import launch
+
+    if not launch.launched_by_torch():
+        return launch.launch(options, arguments)
+    return _as_rank(options)
+
+
+def _as_rank(options: DemoOptions) -> int:
+    import os
+
+    from isotherm.demo import launch
+
+    try:
+        launch.check_extras()
+        from isotherm.demo.worker import run_rank
+
+        return run_rank(options)
+    except (ValueError, IsothermError) as error:
+        if launch.LAUNCHED not in os.environ:
+            raise
+        launch.tell_launcher(str(error))
+        return WRONG_USE
+
+
+def _doctor(options: DoctorOptions) -> int:
+    import json
+
+    from rich.console import Console
+
+    from isotherm.cli.doctor import collect_doctor_report, render_doctor
+
+    report = collect_doctor_report(streams=options.streams)
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        render_doctor(report, Console())
+    return 0 if report.ok else 1
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)

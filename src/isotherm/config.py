@@ -1,0 +1,69 @@
+"""What the user sets. What the process supplies (group, weights, device) is never in here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Mode = Literal["off", "count", "observe", "shares", "full"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The balancer's settings, the same on every rank.
+
+    Raises:
+        ValueError: a value out of range; the message names it and the rule.
+    """
+
+    mode: Mode = "observe"
+    """off: map by the loaded placement, count nothing · count: count locally · observe: gather heat
+    and say what would be done · shares: change shares · full: move weights too."""
+    policy: str = "incremental"
+    """The planner's policy; `isotherm.planner.policies()` lists them."""
+    window_steps: int = 256
+    """Steps in a window of heat."""
+    slices: int = 2
+    """Slices in a window: snapshots are taken every window_steps / slices steps."""
+    max_imbalance: float = 1.03
+    """The planner stops at this imbalance, in every layer."""
+    min_gain: float = 0.02
+    """A plan with moves is carried out when it lowers the overall imbalance by at least this."""
+    max_moves: int = 64
+    """Moves in one plan, over all layers; the layers that gain most come first."""
+    move_bytes_per_step: int = 64 * 2**20
+    """Weights that may arrive per step, in bytes over all ranks."""
+    moves_in_flight: int = 16
+    """Slots retired at once."""
+    heartbeat_seconds: float = 0.02
+    """Pause between two rounds of the heartbeat; a finished window wakes it sooner."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} is unknown: choose one of {', '.join(MODES)}")
+        positive = ("window_steps", "slices", "move_bytes_per_step", "moves_in_flight")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is below 1: give a positive number")
+        if self.window_steps % self.slices:
+            raise ValueError(
+                f"window_steps={self.window_steps} does not divide into slices={self.slices}: "
+                "choose a multiple"
+            )
+        if self.max_imbalance < 1:
+            raise ValueError(f"max_imbalance={self.max_imbalance} is below 1, the perfect balance")
+        if self.min_gain < 0 or self.max_moves < 0:
+            raise ValueError(
+                f"min_gain={self.min_gain} and max_moves={self.max_moves} must not be negative"
+            )
+        if not self.heartbeat_seconds > 0:
+            raise ValueError(f"heartbeat_seconds={self.heartbeat_seconds} must be above 0")
+
+    @property
+    def snapshot_steps(self) -> int:
+        """Steps between two snapshots."""
+        return self.window_steps // self.slices
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

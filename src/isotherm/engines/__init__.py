@@ -1,0 +1,1 @@
+"""Thin adapters to inference engines, each imported only when asked for."""

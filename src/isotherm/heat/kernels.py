@@ -1,0 +1,22 @@
+"""Counting ids on the CPU, where no mapping goes with it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def count_ids(
+    ids_TK: np.ndarray, num_tokens: int, num_decode: int, prefill_E: np.ndarray, decode_E: np.ndarray
+) -> None:
+    """Adds each id of the first ``num_tokens`` rows to its expert's count, in place.
+
+    The first ``num_decode`` rows are decode tokens. Negative ids count nothing.
+    """
+    for token in range(num_tokens):
+        counts_E = decode_E if token < num_decode else prefill_E
+        for choice in range(ids_TK.shape[1]):
+            expert = ids_TK[token, choice]
+            if expert >= 0:
+                counts_E[expert] += 1

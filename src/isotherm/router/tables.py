@@ -1,0 +1,82 @@
+"""Routing tables on the host: compressed rows of replicas and their cumulative shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from isotherm.arrays import FloatArray, Int32Array, Int64Array, frozen
+
+ONE = 1 << 32
+"""The whole of an expert's tokens in fixed point: cumulative shares end here."""
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingTables:
+    """The replicas of every expert and what each receives, as arrays of constant shape.
+
+    Attributes:
+        offsets: int32 [layers, experts + 1]; the replicas of expert ``e`` stand in
+            ``slots[layer, offsets[layer, e]:offsets[layer, e + 1]]``.
+        slots: int32 [layers, slots], sorted by expert, then slot; empty slots last.
+        ends: int64 [layers, slots]: cumulative share of the replicas of an expert up to and with this
+            one, in units of 2^-32. The last replica with a share, and those behind it, end at 2^32.
+    """
+
+    offsets: Int32Array
+    slots: Int32Array
+    ends: Int64Array
+
+    @classmethod
+    def build(
+        cls, slot_to_expert_LP: Int32Array, shares_LP: FloatArray, experts: int
+    ) -> RoutingTables:
+        """Tables for these contents (-1: empty) and shares (0: retired).
+
+        Raises:
+            ValueError: an expert without a replica that has a share; the message names the layer.
+        """
+        layers, num_slots = slot_to_expert_LP.shape
+        # Empty slots sort behind every expert.
+        key_LP = np.where(slot_to_expert_LP < 0, experts, slot_to_expert_LP).astype(np.int64)
+        slots_LP = np.argsort(key_LP, axis=1, kind="stable")
+        key_LP = np.take_along_axis(key_LP, slots_LP, axis=1)
+        shares_LP = np.take_along_axis(shares_LP, slots_LP, axis=1)
+        layer_L1 = np.arange(layers)[:, None]
+        counts = np.bincount(
+            (key_LP + layer_L1 * (experts + 1)).ravel(), minlength=layers * (experts + 1)
+        ).reshape(layers, experts + 1)
+        offsets_LE1 = np.zeros((layers, experts + 1), np.int64)
+        np.cumsum(counts[:, :experts], axis=1, out=offsets_LE1[:, 1:])
+        sums_LP1 = np.zeros((layers, num_slots + 1))
+        np.cumsum(shares_LP, axis=1, out=sums_LP1[:, 1:])
+        starts_LE1 = np.take_along_axis(sums_LP1, offsets_LE1, axis=1)
+        totals_LE = np.diff(starts_LE1, axis=1)
+        _check_served(totals_LE)
+        inner_LP = np.minimum(key_LP, experts - 1)
+        start_LP = np.take_along_axis(starts_LE1, inner_LP, axis=1)
+        total_LP = np.take_along_axis(totals_LE, inner_LP, axis=1)
+        ends_LP = np.rint((sums_LP1[:, 1:] - start_LP) / total_LP * ONE).astype(np.int64)
+        _close_rows(ends_LP, shares_LP, key_LP)
+        return cls(
+            frozen(offsets_LE1, np.int32), frozen(slots_LP, np.int32), frozen(ends_LP, np.int64)
+        )
+
+
+def _check_served(totals_LE: FloatArray) -> None:
+    unserved = np.argwhere(totals_LE <= 0)
+    if len(unserved):
+        layer, expert = unserved[0]
+        raise ValueError(f"layer {layer}: expert {expert} has no replica with a share")
+
+
+def _close_rows(ends_LP: Int64Array, shares_LP: FloatArray, key_LP: Int64Array) -> None:
+    """Ends each row at exactly 2^32 from its last replica with a share on, whatever was rounded."""
+    ends_LP[:, -1] = ONE
+    behind = np.ones(len(ends_LP), bool)  # no replica with a share stands behind, in its row
+    for slot in range(ends_LP.shape[1] - 1, -1, -1):
+        if slot + 1 < ends_LP.shape[1]:
+            behind |= key_LP[:, slot] != key_LP[:, slot + 1]
+        ends_LP[behind, slot] = ONE
+        behind &= shares_LP[:, slot] <= 0

@@ -1,0 +1,135 @@
+"""Retire, fill, publish: the transitions under every order that headers can bring."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isotherm.mover.ledger import Ledger, Phase, accept, filled, retired
+from isotherm.placement import EMPTY, Placement, check_shares, expert_sums
+from isotherm.topology import MoEShape, Topology
+
+
+def random_placement(rng, layers, experts, slots):
+    rows = [
+        rng.permutation(np.r_[np.arange(experts), rng.integers(0, experts, slots - experts)])
+        for _ in range(layers)
+    ]
+    return Placement(np.array(rows, np.int32), experts)
+
+
+def random_shares(rng, placement):
+    raw = rng.random(placement.slot_to_expert.shape) + 1e-3
+    sums = expert_sums(placement, raw)
+    return raw / np.take_along_axis(sums, placement.slot_to_expert.astype(int), 1)
+
+
+def check_safe(ledger, older):
+    """What must hold of the newest tables together with any older tables still in use."""
+    live = ledger.shares > 0
+    assert (ledger.content[live] != EMPTY).all()
+    for layer in range(len(ledger.content)):
+        served = ledger.content[layer][live[layer]]
+        assert set(served.tolist()) == set(range(ledger.experts))
+    check_shares(Placement(ledger.content, ledger.experts), ledger.shares)
+    if older is not None:
+        # A rank with the tables before sends tokens to slots by their content then.
+        used = older.shares > 0
+        assert (older.content[used] == ledger.content[used]).all()
+
+
+moves = st.tuples(st.integers(0, 2**31), st.integers(2, 9), st.integers(1, 6), st.integers(1, 9))
+
+
+@settings(max_examples=150, deadline=None)
+@given(moves)
+def test_every_goal_is_reached_and_every_mix_of_two_tables_is_right(case):
+    seed, experts, redundant, limit = case
+    rng = np.random.default_rng(seed)
+    slots = experts + redundant
+    topology = Topology(ranks=slots, slots_per_rank=1)
+    start, goal = (random_placement(rng, 3, experts, slots) for _ in range(2))
+    ledger = Ledger.start(start, random_shares(rng, start))
+    shares = random_shares(rng, goal)
+    before = ledger
+    ledger = accept(ledger, goal, shares, topology, limit, step=0)
+    check_safe(ledger, before)
+    for _ in range(20 * slots * 3):
+        if ledger.phase is Phase.SETTLED:
+            break
+        in_force = ledger
+        # Ranks may still route by the tables of this epoch while the batch is dead and being filled.
+        ledger = retired(ledger, step=1)
+        check_safe(ledger, in_force)
+        ledger = filled(ledger, topology, limit, step=2)
+        assert len(ledger.batch) <= max(limit, 1)
+        check_safe(ledger, in_force)
+    assert ledger.phase is Phase.SETTLED
+    assert ledger.placement == goal
+    np.testing.assert_allclose(ledger.shares, shares, atol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(moves, st.integers(0, 12))
+def test_a_plan_replaced_under_way_leads_to_the_new_goal(case, after):
+    seed, experts, redundant, limit = case
+    rng = np.random.default_rng(seed)
+    slots = experts + redundant
+    topology = Topology(ranks=slots, slots_per_rank=1)
+    start, first, second = (random_placement(rng, 2, experts, slots) for _ in range(3))
+    ledger = Ledger.start(start, start.even_shares())
+    ledger = accept(ledger, first, first.even_shares(), topology, limit, step=0)
+    for turn in range(500):
+        in_force = ledger
+        if turn == after:
+            ledger = accept(ledger, second, second.even_shares(), topology, limit, step=turn)
+        elif ledger.phase is Phase.RETIRING:
+            ledger = retired(ledger, step=turn)
+        elif ledger.phase is Phase.FILLING:
+            ledger = filled(ledger, topology, limit, step=turn)
+        elif turn > after:
+            break
+        check_safe(ledger, in_force)
+    assert ledger.placement == second
+
+
+def test_new_shares_alone_are_one_epoch_and_no_move():
+    shape, topology = MoEShape(2, 4, 2), Topology(ranks=2, slots_per_rank=3)
+    placement = Placement.default(shape, topology)
+    ledger = Ledger.start(placement, placement.even_shares())
+    shares = placement.even_shares().copy()
+    shares[:, 0], shares[:, 4] = 0.9, 0.1
+    ledger = accept(ledger, placement, shares, topology, limit=4, step=7)
+    assert (ledger.epoch, ledger.phase, ledger.batch) == (1, Phase.SETTLED, ())
+    np.testing.assert_allclose(ledger.shares, shares)
+
+
+def test_the_nearest_source_is_chosen():
+    topology = Topology(ranks=4, slots_per_rank=2, nodes=2)
+    start = Placement(np.array([[0, 1, 2, 3, 0, 1, 0, 1]], np.int32), 4)
+    goal = Placement(np.array([[0, 1, 2, 3, 0, 1, 0, 0]], np.int32), 4)
+    ledger = accept(Ledger.start(start, start.even_shares()), goal, goal.even_shares(), topology, 4, 0)
+    assert [(fill.target, fill.source) for fill in ledger.batch] == [(7, 6)]
+
+
+def test_a_layer_without_redundancy_cannot_move():
+    topology = Topology(ranks=2, slots_per_rank=2)
+    start = Placement(np.array([[0, 1, 2, 3]], np.int32), 4)
+    goal = Placement(np.array([[1, 0, 2, 3]], np.int32), 4)
+    with pytest.raises(ValueError, match="layer 0 has 4 slots for 4 experts, none redundant"):
+        accept(Ledger.start(start, start.even_shares()), goal, goal.even_shares(), topology, 4, 0)
+
+
+def test_a_plan_names_the_contents_it_was_made_for():
+    topology = Topology(ranks=3, slots_per_rank=1)
+    start = Placement(np.array([[0, 1, 1]], np.int32), 2)
+    goal = Placement(np.array([[0, 1, 0]], np.int32), 2)
+    ledger = Ledger.start(start, start.even_shares())
+    there = filled(
+        retired(accept(ledger, goal, goal.even_shares(), topology, 1, 0), 1), topology, 1, 2
+    )
+    back = filled(
+        retired(accept(there, start, start.even_shares(), topology, 1, 0), 1), topology, 1, 2
+    )
+    assert back.placement == start
+    assert len({ledger.identity, there.identity, back.identity}) == 3
