@@ -54,15 +54,17 @@ class State(Enum):
 class Statistics:
     """The balancer at one moment, on this rank.
 
-    ``moves`` counts experts moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits``
+    ``gathered_step`` is the step up to which heat of all ranks is known here. ``moves`` counts experts moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits``
     counts the times that a call on the forward path blocked the host, in this process.
-    ``main_seconds`` is the engine's thread's time in Isotherm. ``imbalance`` is what the last window
+    ``main_cpu_seconds`` is CPU time
+    of the engine's thread in Isotherm. ``imbalance`` is what the last window
     carried, None before the first.
     """
 
     state: State
     mode: Mode
     steps: int
+    gathered_step: int
     epoch: int
     rounds: int
     windows: int
@@ -72,7 +74,7 @@ class Statistics:
     skipped_snapshots: int
     failures: int
     waits: int
-    main_seconds: float
+    main_cpu_seconds: float
     imbalance: float | None
 
 
@@ -150,7 +152,11 @@ class Balancer:
         self._collector.on_window(self._on_window)
         start = Ledger.start(placement, placement.even_shares())
         self._router = Router(
-            self._tables_of(start), rank=self._link.rank, device=self._backend.device
+            self._tables_of(start),
+            rank=self._link.rank,
+            device=self._backend.device,
+            heat_KLE=self._collector.totals.heat_KLE,
+            received_LP=self._collector.totals.slots_LP,
         )
         self._mover = self._make_mover(start, weights, transport)
         self._announcer = Announcer(digest, self._on_plan)
@@ -180,7 +186,7 @@ class Balancer:
         self._mode = self.config.mode
         self._epoch = 0
         self._num_tokens = self._num_decode = 0
-        self._main_seconds = 0.0
+        self._main_cpu_seconds = 0.0
         self._scope = _StepScope(self)
         self._closed = False
         router.warm_up()
@@ -207,7 +213,7 @@ class Balancer:
         Raises:
             ValueError: more decode tokens than tokens, or a negative number.
         """
-        begun = time.perf_counter()
+        begun = time.thread_time()
         _check_tokens(num_tokens, num_decode_tokens)
         counted = self._mode != "off"
         self._num_tokens = num_tokens if counted else 0
@@ -217,7 +223,7 @@ class Balancer:
             self._epoch, tables = waiting
             self._router.load(tables)
             self.tables_in_force.append(TablesInForce(self._collector.step, self._epoch))
-        self._main_seconds += time.perf_counter() - begun
+        self._main_cpu_seconds += time.thread_time() - begun
 
     def route(
         self,
@@ -239,9 +245,8 @@ class Balancer:
 
         Deterministic given the batch, the step and the tables in force. Never waits.
         """
-        begun = time.perf_counter()
+        begun = time.thread_time()
         with forward_path():
-            totals = self._collector.totals
             if self._mode == "off":
                 num_tokens = 0
             slots = self._router.route(
@@ -250,15 +255,13 @@ class Balancer:
                 step=self._collector.step,
                 num_tokens=self._num_tokens if num_tokens is None else num_tokens,
                 num_decode=self._num_decode if num_decode_tokens is None else num_decode_tokens,
-                heat_KE=totals.heat_KLE[:, layer],
-                received_P=totals.slots_LP[layer],
             )
-        self._main_seconds += time.perf_counter() - begun
+        self._main_cpu_seconds += time.thread_time() - begun
         return slots
 
     def end_step(self) -> None:
         """Ends the forward pass. Never waits, unless the balancer was built with ``inline``."""
-        begun = time.perf_counter()
+        begun = time.thread_time()
         with forward_path():
             self._collector.advance(
                 num_tokens=self._num_tokens,
@@ -272,7 +275,7 @@ class Balancer:
                 self._heartbeat.beat()
             elif self._collector.step % self.config.snapshot_steps == 0:
                 self._heartbeat.poke()
-        self._main_seconds += time.perf_counter() - begun
+        self._main_cpu_seconds += time.thread_time() - begun
 
     # -- the heartbeat's thread ----------------------------------------------------------------------
 
@@ -385,6 +388,7 @@ class Balancer:
             state=self.state,
             mode=self._mode,
             steps=self._collector.step,
+            gathered_step=self._collector.gathered_step,
             epoch=self._epoch,
             rounds=self._heartbeat.rounds,
             windows=self._windows,
@@ -394,7 +398,7 @@ class Balancer:
             skipped_snapshots=self._collector.skipped_snapshots,
             failures=self._failures,
             waits=forward_waits(),
-            main_seconds=self._main_seconds,
+            main_cpu_seconds=self._main_cpu_seconds,
             imbalance=self._imbalance,
         )
 

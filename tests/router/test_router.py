@@ -44,19 +44,25 @@ def random_ids(rng, tokens, experts, top_k, dtype=torch.int64):
     return torch.from_numpy(ids).to(dtype)
 
 
-def route(router, ids, experts, slots, num_tokens, num_decode, step=3):
-    heat = torch.zeros((2, experts), dtype=torch.int32)
-    received = torch.zeros(slots, dtype=torch.int32)
-    chosen = router.route(
-        1,
-        ids,
-        step=step,
-        num_tokens=num_tokens,
-        num_decode=num_decode,
-        heat_KE=heat,
-        received_P=received,
-    )
-    return chosen, heat, received
+class Counted:
+    """A router with its own counts, of which layer 1 is used."""
+
+    def __init__(self, tables, rank=0):
+        layers, slots = tables.slots.shape
+        experts = tables.offsets.shape[1] - 1
+        self.heat = torch.zeros((2, layers, experts), dtype=torch.int32)
+        self.received = torch.zeros((layers, slots), dtype=torch.int32)
+        self.router = Router(
+            tables,
+            rank=rank,
+            device=torch.device("cpu"),
+            heat_KLE=self.heat,
+            received_LP=self.received,
+        )
+
+    def route(self, ids, num_tokens=None, num_decode=0, step=3):
+        num_tokens = len(ids) if num_tokens is None else num_tokens
+        return self.router.route(1, ids, step=step, num_tokens=num_tokens, num_decode=num_decode)
 
 
 cases = st.tuples(
@@ -71,9 +77,8 @@ def test_each_pair_reaches_a_live_replica_within_one_of_its_share(case):
     rng = np.random.default_rng(seed)
     slots = experts + redundant
     content, shares, tables = random_tables(rng, experts, slots)
-    router = Router(tables, rank=int(rng.integers(8)), device=torch.device("cpu"))
     ids = random_ids(rng, tokens, experts, 3)
-    chosen, _, _ = route(router, ids, experts, slots, tokens, 0, step=int(rng.integers(1000)))
+    chosen = Counted(tables, int(rng.integers(8))).route(ids, step=int(rng.integers(1000)))
     ids, chosen = ids.numpy(), chosen.numpy()
     assert ((chosen == -1) == (ids == -1)).all()
     assert (content[1][chosen[chosen >= 0]] == ids[ids >= 0]).all()
@@ -92,12 +97,14 @@ def test_counts_are_exact_and_the_device_path_is_equal_bit_for_bit(case):
     slots = experts + redundant
     _, _, tables = random_tables(rng, experts, slots)
     rank, step = int(rng.integers(8)), int(rng.integers(1000))
-    router = Router(tables, rank=rank, device=torch.device("cpu"))
+    counted = Counted(tables, rank)
     dtype = torch.int32 if seed % 2 else torch.int64
     ids = random_ids(rng, tokens, experts, 3, dtype)
     num_tokens = int(rng.integers(tokens + 1))
     num_decode = int(rng.integers(num_tokens + 1))
-    chosen, heat, received = route(router, ids, experts, slots, num_tokens, num_decode, step)
+    chosen = counted.route(ids, num_tokens, num_decode, step)
+    heat, received = counted.heat[:, 1], counted.received[1]
+    assert not counted.heat[:, 0].any()
     assert chosen.dtype == dtype
     plain = ids.numpy()
     for kind, rows in enumerate((plain[num_decode:num_tokens], plain[:num_decode])):
@@ -132,9 +139,9 @@ def test_shares_hold_in_the_sum_over_ranks_and_steps():
     tables = RoutingTables.build(placement.slot_to_expert, shares, 4)
     first = 0
     for rank in range(8):
-        router = Router(tables, rank=rank, device=torch.device("cpu"))
+        counted = Counted(tables, rank)
         for step in range(100):
-            chosen, _, _ = route(router, torch.zeros((1, 1), dtype=torch.int64), 4, 8, 1, 0, step)
+            chosen = counted.route(torch.zeros((1, 1), dtype=torch.int64), step=step)
             first += int(chosen == 0)
     assert abs(first - 200) <= 16
 
@@ -142,10 +149,10 @@ def test_shares_hold_in_the_sum_over_ranks_and_steps():
 def test_the_same_batch_and_step_give_the_same_slots_and_another_step_others():
     rng = np.random.default_rng(5)
     _, _, tables = random_tables(rng, 8, 16)
-    router = Router(tables, rank=1, device=torch.device("cpu"))
+    counted = Counted(tables, rank=1)
     ids = random_ids(rng, 64, 8, 2)
-    first, again = (route(router, ids, 8, 16, 64, 0, step=4)[0] for _ in range(2))
-    other = route(router, ids, 8, 16, 64, 0, step=5)[0]
+    first, again = (counted.route(ids, step=4) for _ in range(2))
+    other = counted.route(ids, step=5)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -154,13 +161,14 @@ def test_tables_are_loaded_in_place():
     rng = np.random.default_rng(6)
     _, _, tables = random_tables(rng, 8, 16)
     _, _, others = random_tables(rng, 8, 16)
-    router = Router(tables, rank=0, device=torch.device("cpu"))
-    address = router._slots_LP.data_ptr()
+    counted = Counted(tables)
+    addresses = [table.data_ptr() for table in counted.router._tables]
     ids = random_ids(rng, 64, 8, 2)
-    router.load(others)
-    fresh = Router(others, rank=0, device=torch.device("cpu"))
-    assert torch.equal(route(router, ids, 8, 16, 64, 0)[0], route(fresh, ids, 8, 16, 64, 0)[0])
-    assert router._slots_LP.data_ptr() == address
+    before = counted.route(ids)
+    counted.router.load(others)
+    assert not torch.equal(counted.route(ids), before)
+    assert torch.equal(counted.route(ids), Counted(others).route(ids))
+    assert [table.data_ptr() for table in counted.router._tables] == addresses
 
 
 def test_rows_end_at_one_whatever_was_rounded():

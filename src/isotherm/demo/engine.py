@@ -38,7 +38,7 @@ class RankRecord:
         received_NL: int64 [steps, layers], (token, expert) pairs that this rank computed.
         expert_seconds_N, forward_seconds_N: float64 [steps], CPU time of the main thread in the expert
             products, and in the whole forward pass.
-        isotherm_seconds_N: float64 [steps], time of the main thread in Isotherm.
+        isotherm_seconds_N: float64 [steps], CPU time of the main thread in Isotherm.
         digests: of the logits of each step.
     """
 
@@ -168,12 +168,12 @@ class _Steps:
     def run(self, ids: torch.Tensor) -> torch.Tensor:
         engine, meter = self._engine, self._engine.meter
         meter.reset()
-        isotherm_begun = engine.balancer.statistics().main_seconds
+        isotherm_begun = engine.balancer.statistics().main_cpu_seconds
         begun = time.thread_time()
         with self._span(f"forward {len(self._received)}", "main"):
             logits: torch.Tensor = engine.model(input_ids=ids, use_cache=False).logits
         forward = time.thread_time() - begun
-        isotherm = engine.balancer.statistics().main_seconds - isotherm_begun
+        isotherm = engine.balancer.statistics().main_cpu_seconds - isotherm_begun
         self._received.append(list(meter.received_L))
         self._seconds.append((meter.expert_seconds, forward, isotherm))
         self._digests.append(hashlib.blake2b(logits.numpy().tobytes(), digest_size=16).digest())

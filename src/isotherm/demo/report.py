@@ -95,7 +95,7 @@ def _work_table(result: DemoResult) -> Table:
         "plans carried out": f"{result.plans}",
         "experts moved": f"{result.moves}",
         "bytes moved": f"{result.moved_bytes:,}",
-        "main-thread time in Isotherm per step, slowest rank": (
+        "main-thread CPU time in Isotherm per step, slowest rank": (
             f"{result.isotherm_ms:.2f} ms median, {result.isotherm_ms_p99:.2f} ms p99"
         ),
         "times the forward pass waited for Isotherm": f"{result.waits}",

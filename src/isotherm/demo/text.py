@@ -54,7 +54,7 @@ class Corpus:
         for kind, text in zip(self.kinds, self.texts, strict=True):
             if len(text) < SMALLEST_TEXT_BYTES:
                 raise ValueError(
-                    f"text {kind!r} has {len(text)} bytes, at least {SMALLEST_TEXT_BYTES} are needed"
+                    f"text {kind!r} has {len(text)} bytes: give at least {SMALLEST_TEXT_BYTES}"
                 )
 
     def batch(
@@ -72,7 +72,8 @@ class Corpus:
         text = np.frombuffer(self.texts[kind], dtype=np.uint8)
         generator = np.random.Generator(np.random.PCG64([seed, kind, step, rank]))
         starts = generator.integers(0, len(text) - length + 1, size=sequences)
-        return text[starts[:, None] + np.arange(length)].astype(np.int64)
+        batch: Int64Array = text[starts[:, None] + np.arange(length)].astype(np.int64)
+        return batch
 
     def _check_draw(
         self, kind: int, step: int, rank: int, seed: int, sequences: int, length: int
@@ -117,22 +118,20 @@ def _kinds(paths: Sequence[Path]) -> tuple[str, ...]:
     for names in (tuple(path.name for path in paths), tuple(str(path) for path in paths)):
         if len(set(names)) == len(names):
             return names
-    raise ValueError(
-        f"--text {' '.join(names)}: one file is given twice; each is one kind, give it once"
-    )
+    raise ValueError(f"--text {' '.join(names)}: each file is one kind; give no file twice")
 
 
 def _read_file(path: Path) -> bytes:
     rule = f"a text must be a file of at least {SMALLEST_FILE_BYTES} bytes"
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # asked first: opening a pipe would wait
-            raise ValueError(f"{path} is not a file: {rule}. {_REMEDY}")
+            raise ValueError(f"{path} is no file: {rule}; {_REMEDY}")
         with path.open("rb") as file:
             text = file.read(LARGEST_FILE_BYTES)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): {rule}. {_REMEDY}") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}): {rule}; {_REMEDY}") from error
     if len(text) < SMALLEST_FILE_BYTES:
-        raise ValueError(f"{path} has {len(text)} bytes: {rule}. {_REMEDY}")
+        raise ValueError(f"{path} has {len(text)} bytes: {rule}; {_REMEDY}")
     return text
 
 
@@ -150,8 +149,8 @@ def _stdlib_corpus() -> Corpus:
     texts = (b"".join(prose)[:STDLIB_PROSE_BYTES], b"".join(code)[:STDLIB_CODE_BYTES])
     if min(len(text) for text in texts) < SMALLEST_FILE_BYTES:
         raise ValueError(
-            f"this Python has no standard library source in {_stdlib()} to read as text. "
-            "Name two text files with --text."
+            f"{_stdlib()} holds no source of Python's standard library to read as text; "
+            "give two text files with --text"
         )
     return Corpus(("prose", "code"), texts)
 
@@ -185,7 +184,8 @@ def _paragraphs(text: str) -> bytes:
     """What of a documentation text is prose: its paragraphs of sentences, a line each."""
     # Grammars, signatures and sample code end without a stop. They read like the other kind.
     lines = (" ".join(block.split()) for block in text.split("\n\n"))
-    return "".join(f"{line}\n" for line in lines if line.endswith((".", ":"))).encode()
+    prose = "".join(f"{line}\n" for line in lines if line.endswith((".", ":")))
+    return prose.encode(errors="replace")
 
 
 def _split_source(source: bytes) -> tuple[bytes, bytes]:

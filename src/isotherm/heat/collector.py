@@ -33,7 +33,7 @@ class HeatCollector:
         source: what the engine hands over. ``ids``: the logical experts of this rank's own tokens,
             counted on the engine's stream. ``received``: tokens per local slot after dispatch, added on
             the side stream and folded to logical experts through ``placement``.
-        window_steps: steps in a window. slices: parts of a window, which must divide it.
+        window_steps: steps in a window, at least. slices: parts of a window, which must divide it.
         placement: which expert each slot holds, for ``received``; None: slot ``p`` holds ``p % E``.
         device: where counts live.
         inline: do everything on the calling thread and the engine's stream, a round at the end of each
@@ -79,7 +79,13 @@ class HeatCollector:
         self.totals = Totals(shape, topology, self._backend.device)
         self._ring = SnapshotRing(self.totals.flat, self._backend)
         self.gather = HeatGather(
-            shape, topology, self.totals, self._ring, slices=slices, deliver=self._keep, span=span
+            shape,
+            topology,
+            self.totals,
+            self._ring,
+            window_steps=window_steps,
+            deliver=self._keep,
+            span=span,
         )
         self._windows: deque[HeatWindow] = deque()
         self._callback: Callable[[HeatWindow], None] | None = None
@@ -176,6 +182,11 @@ class HeatCollector:
         taken = self._ring.try_take(self.step, tuple(self._tokens_K), counting, self._side)
         if taken and self._heartbeat is not None:
             self._heartbeat.poke()
+
+    @property
+    def gathered_step(self) -> int:
+        """Heat of all ranks is gathered up to this step."""
+        return self.gather.gathered_step
 
     @property
     def skipped_snapshots(self) -> int:

@@ -33,8 +33,9 @@ class HeatGather:
     """Heartbeat participant that turns snapshots into windows, the same on every rank.
 
     Each rank's header lists the snapshots that it holds. The newest step that all ranks hold is
-    gathered: the difference to the last gathered step is summed over the ranks and becomes a slice;
-    ``slices`` of them become a window, passed to ``deliver`` on the heartbeat's thread. Snapshots older
+    gathered: the difference to the last gathered step is summed over the ranks and becomes a slice. Slices
+    that span ``window_steps`` or more become a window, passed to ``deliver`` on the heartbeat's thread;
+    where rounds lag behind the engine, slices get longer, and fewer. Snapshots older
     than some rank's oldest can never be common and are dropped; totals run on, so nothing is lost.
     """
 
@@ -45,7 +46,7 @@ class HeatGather:
         totals: Totals,
         ring: SnapshotRing,
         *,
-        slices: int,
+        window_steps: int,
         deliver: Callable[[HeatWindow], None],
         span: Span = no_span,
     ) -> None:
@@ -54,13 +55,14 @@ class HeatGather:
         self._topology = topology
         self._totals = totals
         self._ring = ring
-        self._slices = slices
+        self._window_steps = window_steps
         self._deliver = deliver
         self._span = span
         size = totals.flat.numel()
         self._base = np.zeros(size, np.int32)
         self._base_tokens_K = (0,) * len(KINDS)
         self._base_step = 0
+        self.gathered_step = 0
         self._narrow = np.zeros(size + len(KINDS), np.int32)
         self._wide = np.zeros(size + len(KINDS), np.int64)
         self._pending: list[_Slice] = []
@@ -95,7 +97,8 @@ class HeatGather:
         self._base_tokens_K = snapshot.tokens_K
         self._held.clear()
         self._ring.drop_below(snapshot.step + 1)
-        if len(self._pending) == self._slices:
+        self.gathered_step = snapshot.step
+        if snapshot.step - self._base_step >= self._window_steps:
             self._deliver_window()
 
     def _reduce(self, snapshot: Snapshot, tokens: int, link: Link) -> Int64Array:

@@ -13,76 +13,86 @@ from isotherm.router.tables import RoutingTables
 class Router:
     """Routing tables in force on this rank, at fixed addresses on ``device``.
 
+    Counts are added to ``heat_KLE`` (tokens per kind, layer and expert) and ``received_LP`` (per layer
+    and slot), int32 tensors of the caller's, in place and at fixed addresses too.
+
     ``load`` and ``route`` are called on the engine's thread, in its stream's order: a batch is mapped
     by one table, wholly.
     """
 
-    def __init__(self, tables: RoutingTables, *, rank: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        tables: RoutingTables,
+        *,
+        rank: int,
+        device: torch.device,
+        heat_KLE: torch.Tensor,
+        received_LP: torch.Tensor,
+    ) -> None:
         self._rank = rank
-        self._offsets_LE1 = torch.from_numpy(tables.offsets.copy()).to(device)
-        self._slots_LP = torch.from_numpy(tables.slots.copy()).to(device)
-        self._ends_LP = torch.from_numpy(tables.ends.copy()).to(device)
-        experts = tables.offsets.shape[1] - 1
-        self._seen_E = np.empty(experts, np.int32)
-        self._limit_P = np.empty(tables.slots.shape[1], np.int64)
+        self._tables = tuple(
+            torch.from_numpy(array.copy()).to(device)
+            for array in (tables.offsets, tables.slots, tables.ends)
+        )
+        self._rows = [
+            (*(table[layer] for table in self._tables), *heat_KLE[:, layer], received_LP[layer])
+            for layer in range(len(tables.offsets))
+        ]
+        # Views are made once: making them in each call would cost more than the mapping.
+        self._host_rows = (
+            [tuple(tensor.numpy() for tensor in row) for row in self._rows]
+            if device.type == "cpu"
+            else []
+        )
+        self._seen_E = np.empty(heat_KLE.shape[2], np.int32)
+        self._limit_P = np.empty(received_LP.shape[1], np.int64)
 
     def load(self, tables: RoutingTables) -> None:
         """Puts ``tables`` in force for every later ``route``, in place."""
-        for target, source in (
-            (self._offsets_LE1, tables.offsets),
-            (self._slots_LP, tables.slots),
-            (self._ends_LP, tables.ends),
+        for target, source in zip(
+            self._tables, (tables.offsets, tables.slots, tables.ends), strict=True
         ):
             # The source is pageable memory, so the copy has read it when this returns.
             target.copy_(torch.from_numpy(source.copy()))
 
     def route(
-        self,
-        layer: int,
-        ids_TK: torch.Tensor,
-        *,
-        step: int,
-        num_tokens: int,
-        num_decode: int,
-        heat_KE: torch.Tensor,
-        received_P: torch.Tensor,
+        self, layer: int, ids_TK: torch.Tensor, *, step: int, num_tokens: int, num_decode: int
     ) -> torch.Tensor:
         """The slot of each (token, expert) pair, same shape and dtype as ``ids_TK``; -1 for an id below 0.
 
         Each replica's count is within 1 of its share of the expert's tokens in this batch. The first
-        ``num_tokens`` rows are counted, the first ``num_decode`` of them as decode: per kind and expert
-        into ``heat_KE``, per slot into ``received_P`` (int32, in place).
+        ``num_tokens`` rows are counted, the first ``num_decode`` of them as decode.
         """
         num_tokens = min(num_tokens, len(ids_TK))
         num_decode = min(num_decode, num_tokens)
         base = rounding_base(layer, step, self._rank)
-        offsets_E1, slots_P = self._offsets_LE1[layer], self._slots_LP[layer]
-        ends_P = self._ends_LP[layer]
-        if ids_TK.device.type != "cpu":
+        if not self._host_rows:
             return device_ops.map_and_count(
-                ids_TK, num_tokens, num_decode, base, offsets_E1, slots_P, ends_P, heat_KE[0],
-                heat_KE[1], received_P,
-            )  # fmt: skip
+                ids_TK, num_tokens, num_decode, base, *self._rows[layer]
+            )
         slots_TK = torch.empty_like(ids_TK)
         map_and_count(
-            ids_TK.numpy(), slots_TK.numpy(), num_tokens, num_decode, base, offsets_E1.numpy(),
-            slots_P.numpy(), ends_P.numpy(), heat_KE[0].numpy(), heat_KE[1].numpy(),
-            received_P.numpy(), self._seen_E, self._limit_P,
-        )  # fmt: skip
+            ids_TK.numpy(),
+            slots_TK.numpy(),
+            num_tokens,
+            num_decode,
+            base,
+            *self._host_rows[layer],
+            self._seen_E,
+            self._limit_P,
+        )
         return slots_TK
 
 
 def warm_up() -> None:
     """Compiles the CPU kernel, or loads it from numba's cache: once per process, before serving."""
-    tables = RoutingTables.build(np.zeros((1, 1), np.int32), np.ones((1, 1)), experts=1)
-    router = Router(tables, rank=0, device=torch.device("cpu"))
+    router = Router(
+        RoutingTables.build(np.zeros((1, 1), np.int32), np.ones((1, 1)), experts=1),
+        rank=0,
+        device=torch.device("cpu"),
+        heat_KLE=torch.zeros((2, 1, 1), dtype=torch.int32),
+        received_LP=torch.zeros((1, 1), dtype=torch.int32),
+    )
     for dtype in (torch.int64, torch.int32):
-        router.route(
-            0,
-            torch.zeros((1, 1), dtype=dtype),
-            step=0,
-            num_tokens=0,
-            num_decode=0,
-            heat_KE=torch.zeros((2, 1), dtype=torch.int32),
-            received_P=torch.zeros(1, dtype=torch.int32),
-        )
+        ids_TK = torch.zeros((1, 1), dtype=dtype)
+        router.route(0, ids_TK, step=0, num_tokens=0, num_decode=0)

@@ -1,0 +1,115 @@
+# Two commands need nothing but Python and make: `make demo` and `make test`.
+# Written for GNU make 3.81, which is what macOS ships.
+
+# The Python that .venv is made from. Where it is not given and python3 is too old, the others are tried.
+PYTHON ?= python3
+ifeq ($(origin PYTHON),file)
+PYTHONS := $(PYTHON) python3.13 python3.12 python3.11
+else
+PYTHONS := $(PYTHON)
+endif
+
+# PyTorch's builds without CUDA, used on Linux where there is no NVIDIA GPU: the build that PyPI holds
+# brings gigabytes of CUDA libraries. Empty: never used.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+LOCK := requirements/dev.lock
+BIN := .venv/bin
+# Compiling every module of every package takes longer than installing them (measured: 54 s of CPU time
+# against 86 s). So pip leaves it out, and WARM compiles what all ranks of the demo import at once.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --prefer-binary --no-compile
+WARM := import numba, safetensors.torch, torch.distributed.run, transformers.models.qwen3_moe
+
+CUDA := $(shell command -v nvidia-smi 2>/dev/null; ls -d /proc/driver/nvidia 2>/dev/null)
+ifeq ($(shell uname -s 2>/dev/null):$(CUDA),Linux:)
+TORCH_FROM := $(strip $(TORCH_INDEX))
+endif
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint format clean
+
+help:
+	@echo "make demo         set up, then balance a small MoE model live      DEMO_ARGS='--ranks 4'"
+	@echo "make test         set up, then run every test                      TEST_ARGS='-k planner'"
+	@echo "make lint         ruff, mypy and the layers"
+	@echo "make format       let ruff format the code and repair what it can"
+	@echo "make test-oldest  planner and router on the oldest numpy and numba"
+	@echo "make clean        remove what make made, .venv included"
+	@echo
+	@echo "PYTHON=python3.12 chooses the Python that .venv is made from."
+
+demo: .venv/.demo-stamp
+	@$(BIN)/isotherm demo $(DEMO_ARGS)
+
+test: .venv/.dev-stamp
+	@$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: .venv/.dev-stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev-stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv .venv-oldest build dist src/isotherm.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# make_venv,FOLDER: finds a Python, makes the environment, and says what to do where it cannot. A folder
+# that this attempt made and could not finish is removed.
+define make_venv
+@set -eu; found=''; chosen=''; \
+for python in $(PYTHONS); do \
+	version=$$("$$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue; \
+	found="$$found, $$python is $$version"; \
+	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then chosen=$$python; break; fi; \
+done; \
+if [ -z "$$chosen" ]; then \
+	echo "Isotherm needs Python 3.11 or newer. Tried $(PYTHONS); found: $${found#, }$${found:-none}." >&2; \
+	echo "Install a newer Python, then name it: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; \
+	exit 2; \
+fi; \
+echo "Making $(1) with $$chosen (Python $$version) ..."; \
+new=yes; if [ -e $(1) ]; then new=no; fi; \
+if ! said=$$("$$chosen" -m venv $(1) 2>&1); then \
+	if [ $$new = yes ]; then rm -rf $(1); fi; \
+	case "$$said" in \
+	*ensurepip*|*"No module named venv"*) \
+		echo "This Python $$version comes without the modules that make environments." >&2; \
+		echo "On Debian or Ubuntu: apt install python3-venv (for another version than the" >&2; \
+		echo "system's: apt install python$${version%.*}-venv). Then run make again." >&2;; \
+	*) \
+		echo "$$chosen -m venv $(1) failed:" >&2; echo "$$said" >&2;; \
+	esac; \
+	exit 2; \
+fi; \
+touch $(1)/.made
+endef
+
+.venv/.made:
+	$(call make_venv,.venv)
+
+.venv/.demo-stamp: .venv/.made pyproject.toml $(LOCK)
+ifneq ($(TORCH_FROM),)
+	@echo "Installing PyTorch, without CUDA (about 200 MB) ..."
+	@$(INSTALL) --no-deps --retries 1 --timeout 20 -c $(LOCK) --extra-index-url $(TORCH_FROM) torch \
+		2>/dev/null || true
+endif
+	@echo "Installing Isotherm and what the demo needs ..."
+	@$(INSTALL) -c $(LOCK) -e '.[plot,torch,transformers]'
+	@echo "Compiling what every rank imports ..."
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c '$(WARM)'
+	@touch $@
+
+.venv/.dev-stamp: .venv/.demo-stamp
+	@echo "Installing what the tests and linters need ..."
+	@$(INSTALL) -c $(LOCK) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,145 @@
+"""Transformers models made expert-parallel, in real processes over gloo, against the stock model."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from isotherm import Config, Topology
+from isotherm.engines.dispatch import TILE_ROWS, _compute
+from isotherm.engines.transformers import moe_shape, parallelize
+from ranks import run_ranks
+
+CONFIG = Qwen3MoeConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=32,
+    moe_intermediate_size=24,
+    num_hidden_layers=3,
+    mlp_only_layers=[1],
+    decoder_sparse_step=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    num_experts=8,
+    num_experts_per_tok=3,
+    norm_topk_prob=True,
+)
+TOPOLOGY = Topology.for_model(experts=8, redundant=4, ranks=2)
+
+
+def make_model():
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM(copy.deepcopy(CONFIG)).eval()
+    for module in model.modules():
+        if hasattr(module, "gate_up_proj"):
+            torch.nn.init.normal_(module.gate_up_proj, std=0.3)
+            torch.nn.init.normal_(module.down_proj, std=0.3)
+    return model
+
+
+def make_ids(rank, step):
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    # Few distinct tokens, and others after a while: skewed heat that shifts.
+    first = 8 if step < 20 else 40
+    return torch.randint(first, first + 6, (2, 17 + rank), generator=generator)
+
+
+def against_stock(rank):
+    stock, model = make_model(), make_model()
+    engine = parallelize(model, dist.group.WORLD, topology=TOPOLOGY, config=Config(window_steps=4))
+    ids = make_ids(rank, 0)
+    with torch.inference_mode():
+        wanted, ours = stock(ids).logits, model(ids).logits
+        error = float((wanted - ours).abs().max())
+        sample = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        same = torch.equal(stock.generate(ids, **sample), model.generate(ids, **sample))
+        mask = torch.ones_like(ids)
+        mask[0, :5] = 0
+        wanted = stock(ids, attention_mask=mask).logits
+        ours = model(ids, attention_mask=mask).logits
+        padded = float((wanted - ours)[mask.bool()].abs().max())
+    engine.dummy_step()
+    steps = engine.balancer.statistics().steps
+    heat = engine.balancer._collector.totals.heat_KLE.sum(dim=2).tolist()
+    tokens = engine.balancer._collector._tokens_K
+    engine.close()
+    return error, same, padded, steps, heat, tokens, ids.numel()
+
+
+def test_logits_generation_padding_and_counts_against_stock(tmp_path):
+    for error, same, padded, steps, heat, tokens, size in run_ranks(against_stock, 2, tmp_path):
+        assert error < 1e-5
+        assert padded < 1e-5
+        assert same
+        assert steps == 1 + 6 + 1 + 1
+        prefill, decode = size + size + (size - 5), 5 * 2
+        assert tokens == [prefill, decode]
+        assert heat == [[3 * prefill] * 2, [3 * decode] * 2]
+
+
+def run_mode(rank, mode):
+    config = Config(mode=mode, window_steps=4, min_gain=0.005, heartbeat_seconds=0.002)
+    engine = parallelize(make_model(), dist.group.WORLD, topology=TOPOLOGY, config=config)
+    logits = []
+    with torch.inference_mode():
+        for step in range(40):
+            logits.append(engine.model(make_ids(rank, step)).logits)
+            while mode == "full" and engine.balancer.statistics().gathered_step < step // 2 * 2:
+                pass
+    statistics = engine.balancer.statistics()
+    engine.close()
+    return logits, statistics
+
+
+def on_and_off(rank):
+    on, statistics = run_mode(rank, "full")
+    off, _ = run_mode(rank, "off")
+    return all(map(torch.equal, on, off)), statistics
+
+
+def test_every_logit_is_equal_bit_for_bit_with_balancing_on_and_off(tmp_path):
+    for equal, statistics in run_ranks(on_and_off, 2, tmp_path):
+        assert equal
+        assert statistics.moves > 0
+        assert statistics.waits == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_row_is_computed_alike_wherever_it_stands(dtype):
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(400, 48, generator=generator).to(dtype)
+    weights = torch.randn(3, 48, 48, generator=generator).to(dtype)
+
+    def experts(tiles, slot):
+        assert tiles.shape[1] == TILE_ROWS
+        return torch.bmm(tiles, weights[slot].expand(len(tiles), -1, -1))
+
+    everywhere = torch.stack([_compute(rows, one_slot(400, slot), experts) for slot in range(3)])
+    for _ in range(30):
+        counts_GS = torch.randint(0, 40, (4, 3), generator=generator)
+        chosen = torch.randint(0, 400, (int(counts_GS.sum()),), generator=generator)
+        slots = torch.repeat_interleave(torch.arange(3).repeat(4), counts_GS.reshape(-1))
+        assert torch.equal(_compute(rows[chosen], counts_GS, experts), everywhere[slots, chosen])
+
+
+def one_slot(rows, slot):
+    counts_GS = torch.zeros((1, 3), dtype=torch.int64)
+    counts_GS[0, slot] = rows
+    return counts_GS
+
+
+def test_layers_keep_the_models_own_numbers():
+    shape = moe_shape(make_model())
+    assert (shape.layers, shape.experts, shape.top_k, shape.ids) == (2, 8, 3, (0, 2))
+
+
+def test_a_model_without_experts_is_refused():
+    config = Qwen3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM has no MoE layer"):
+        moe_shape(Qwen3ForCausalLM(config))
