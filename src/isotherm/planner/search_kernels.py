@@ -17,9 +17,10 @@ HOT = 1e-3
 MIN_STEP = 0.003
 """A step must take away at least this part of the excess per move."""
 TRIALS = 4
-W=float(__import__("os").environ["W"])
 """So many of the changes that look best are tried out with their true shares."""
 TRIAL_SWEEPS = 20
+ABOVE_WEIGHT = 8.0
+"""What a rank above the target counts against one below it, where ranks are compared."""
 STEP_SWEEPS = 200
 
 
@@ -33,11 +34,11 @@ def peak_of(load_G: FloatArray) -> float:
 
 @kernel
 def excess(load_G: FloatArray, target: float) -> float:
-    """How far the ranks are above the target: the sum of the squares."""
+    """How far the ranks are from the mean: the sum of the squares, those above the target weighted."""
     total = 0.0
     for load in load_G:
-        if True:
-            total += (load - 1.0) * (load - 1.0) if load < target else (load - 1.0) * (load - 1.0)*W
+        square = (load - 1.0) * (load - 1.0)
+        total += ABOVE_WEIGHT * square if load >= target else square
     return total
 
 

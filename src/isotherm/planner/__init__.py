@@ -1,0 +1,21 @@
+"""From heat to a plan: bounds, search, shares, policies. numpy and numba only."""
+
+from isotherm.planner.assemble import make_plan
+from isotherm.planner.bounds import imbalance_bound
+from isotherm.planner.offline import plan
+from isotherm.planner.policies import Policy, get_policy, policies
+from isotherm.planner.request import PlanRequest
+from isotherm.planner.shares import balanced_shares
+from isotherm.planner.warm import warm_up
+
+__all__ = [
+    "PlanRequest",
+    "Policy",
+    "balanced_shares",
+    "get_policy",
+    "imbalance_bound",
+    "make_plan",
+    "plan",
+    "policies",
+    "warm_up",
+]

@@ -1,0 +1,108 @@
+"""The default policy: from what is, one change at a time, while a change helps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from isotherm.arrays import FloatArray, Int64Array
+from isotherm.planner.baselines import place_static
+from isotherm.planner.deepseek import place_deepseek
+from isotherm.planner.load_kernels import make_layer
+from isotherm.planner.request import PlanRequest
+from isotherm.planner.search_kernels import search_layer
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """The way of one layer: row ``k`` is its placement after ``k`` steps.
+
+    ``peak_K`` is the hottest rank's load in the unit of heat, ``moves_K`` the slots that differ from the
+    first row.
+    """
+
+    slot_to_expert_KP: Int64Array
+    peak_K: FloatArray
+    moves_K: Int64Array
+
+
+def place_incremental(request: PlanRequest) -> Int64Array:
+    """Slots to experts, int64 [layers, slots], near to what the slots hold now.
+
+    Each layer above ``max_imbalance`` changes the slot, or swaps the two slots, that takes most away from
+    the ranks above it, counting the shares that then serve it, until no change takes enough away. Within
+    ``max_moves`` the changes that lower the sum of the hottest ranks most per move come first, over all
+    layers. Where nothing is loaded yet the way begins at the placement of `place_deepseek`.
+
+    Raises:
+        ValueError: groups were asked for, which this policy does not keep on their nodes.
+    """
+    if request.groups > 1:
+        raise ValueError(
+            f"groups={request.groups}: policy 'incremental' does not keep groups on their nodes; choose "
+            "policy='deepseek', or leave groups out"
+        )
+    start_LP = place_deepseek(request) if request.current is None else place_static(request)
+    paths = [
+        _search(request, heat_E, start_P)
+        for heat_E, start_P in zip(request.heat_LE, start_LP, strict=True)
+    ]
+    rows = _lowest(paths) if request.max_moves is None else _affordable(paths, request.max_moves)
+    return np.stack([path.slot_to_expert_KP[row] for path, row in zip(paths, rows, strict=True)])
+
+
+def _search(request: PlanRequest, heat: FloatArray, start_P: Int64Array) -> _Path:
+    ranks, slots = request.topology.ranks, request.topology.slots
+    mean = float(heat.sum()) / ranks
+    if mean <= 0:
+        return _Path(start_P[None], np.zeros(1), np.zeros(1, np.int64))
+    balanced = request.shares == "balanced"
+    layer = make_layer(start_P, heat / mean, ranks, balanced)
+    scratch = make_layer(start_P, heat / mean, ranks, balanced)
+    limit = slots if request.max_moves is None else min(slots, request.max_moves)
+    slot_to_expert_KP = np.empty((limit + 1, slots), np.int64)
+    peak_K = np.empty(limit + 1)
+    rows = search_layer(layer, scratch, request.max_imbalance, slot_to_expert_KP, peak_K)
+    slot_to_expert_KP = slot_to_expert_KP[:rows].copy()
+    moves_K = (slot_to_expert_KP != start_P).sum(axis=1)
+    return _Path(slot_to_expert_KP, peak_K[:rows] * mean, moves_K)
+
+
+def _lowest(paths: list[_Path]) -> list[int]:
+    """The row of each layer with the lowest peak, the first of equals."""
+    return [int(path.peak_K.argmin()) for path in paths]
+
+
+def _affordable(paths: list[_Path], max_moves: int) -> list[int]:
+    """The rows to take within the budget: stretches of the paths, the steepest first."""
+    rows, left = [0] * len(paths), max_moves
+    stretches = [
+        (slope, layer, row) for layer, path in enumerate(paths) for slope, row in _stretches(path)
+    ]
+    closed: set[int] = set()
+    for _, layer, row in sorted(stretches, key=lambda each: -each[0]):
+        moves_K = paths[layer].moves_K
+        price = int(moves_K[row] - moves_K[rows[layer]])
+        if layer in closed or price > left:
+            closed.add(layer)  # what follows on this path costs more still
+            continue
+        rows[layer], left = row, left - price
+    return rows
+
+
+def _stretches(path: _Path) -> list[tuple[float, int]]:
+    """The corners of the lower hull of peak over moves: (peak saved per move, row reached), steepest
+    first."""
+    corners, row = [], 0
+    while True:
+        later = np.flatnonzero(
+            (path.moves_K > path.moves_K[row]) & (path.peak_K < path.peak_K[row])
+        )
+        if not len(later):
+            return corners
+        saved = path.peak_K[row] - path.peak_K[later]
+        slopes = saved / (path.moves_K[later] - path.moves_K[row])
+        best = int(slopes.argmax())
+        row = int(later[best])
+        corners.append((float(slopes[best]), row))

@@ -1,0 +1,99 @@
+"""The planner for people with numbers in hand: arrays in, a plan out."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isotherm.placement import Placement, Plan
+from isotherm.planner.assemble import make_plan
+from isotherm.planner.request import PlanRequest, ShareRule
+from isotherm.topology import Topology
+from isotherm.window import HeatWindow
+
+Engine: TypeAlias = Literal["isotherm", "vllm", "sglang", "vllm-ascend", "tensorrt-llm"]
+"""Who will route by the plan. Isotherm gives each replica its share; the others know no shares, and each
+replica of an expert is taken to receive the same part."""
+
+
+def plan(
+    heat: ArrayLike | HeatWindow,
+    topology: Topology,
+    current: Placement | ArrayLike | None = None,
+    *,
+    engine: Engine | None = None,
+    policy: str = "incremental",
+    shares: ShareRule | None = None,
+    max_imbalance: float = 1.03,
+    max_moves: int | None = None,
+    max_bytes: int | None = None,
+    bytes_per_expert: int | None = None,
+    groups: int = 1,
+) -> Plan:
+    """Plans where experts and their replicas go, and what share of its expert's tokens each receives.
+
+    Args:
+        heat: tokens per expert, [layers, experts] in any unit, or a window, whose layer numbers the plan
+            keeps.
+        topology: ranks and slots.
+        current: what the slots hold now, integers [layers, slots], -1 for an empty one. None: nothing is
+            loaded yet, so moves are free, none are listed, and layers are brought as low as the search can.
+        engine: who will route by the plan; None: Isotherm.
+        policy: `isotherm.planner.policies()` names them.
+        shares: ``"balanced"`` or ``"even"``; None: what the engine can do.
+        max_imbalance: with ``current``, layers at or below this stay as they are.
+        max_moves: slots that may change, over all layers.
+        max_bytes: the same in bytes, with ``bytes_per_expert``, the weights of one expert in one layer.
+        groups: expert groups to keep on one node each (policy ``"deepseek"``).
+
+    Deterministic.
+
+    Raises:
+        ValueError: input that is not what it should be; the message names layer, value and rule.
+        PlanRefusedError: the policy's answer breaks an invariant.
+    """
+    heat_LE = heat.heat_LE if isinstance(heat, HeatWindow) else np.asarray(heat)
+    if current is not None and not isinstance(current, Placement):
+        current = Placement(np.asarray(current), heat_LE.shape[-1])
+    request = PlanRequest(
+        heat_LE=heat_LE,
+        topology=topology,
+        current=current,
+        max_imbalance=1.0 if current is None else max_imbalance,
+        max_moves=_moves_within(max_moves, max_bytes, bytes_per_expert),
+        shares=_share_rule(engine, shares),
+        groups=groups,
+    )
+    layer_ids = heat.layer_ids if isinstance(heat, HeatWindow) else None
+    return make_plan(request, policy=policy, layer_ids=layer_ids)
+
+
+def _share_rule(engine: Engine | None, shares: ShareRule | None) -> ShareRule:
+    if engine not in (None, *get_args(Engine)):
+        raise ValueError(f"engine={engine!r} is unknown: choose one of {', '.join(get_args(Engine))}")
+    possible: ShareRule = "balanced" if engine in (None, "isotherm") else "even"
+    if shares == "balanced" and possible == "even":
+        raise ValueError(
+            f"engine={engine!r} splits an expert's tokens evenly: leave shares='balanced' out"
+        )
+    return possible if shares is None else shares
+
+
+def _moves_within(
+    max_moves: int | None, max_bytes: int | None, bytes_per_expert: int | None
+) -> int | None:
+    if (max_bytes is None) != (bytes_per_expert is None):
+        raise ValueError(
+            f"max_bytes={max_bytes} and bytes_per_expert={bytes_per_expert} go together: give both, or "
+            "count in max_moves"
+        )
+    if max_bytes is None or bytes_per_expert is None:
+        return max_moves
+    if max_bytes < 0 or bytes_per_expert < 1:
+        raise ValueError(
+            f"max_bytes={max_bytes} must not be negative, bytes_per_expert={bytes_per_expert} not below 1"
+        )
+    affordable = max_bytes // bytes_per_expert
+    return affordable if max_moves is None else min(affordable, max_moves)

@@ -1,0 +1,51 @@
+"""Policies by name: ours, and those that other packages offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TypeAlias
+
+import numpy as np
+
+from isotherm.planner.baselines import place_random, place_static
+from isotherm.planner.deepseek import place_deepseek
+from isotherm.planner.incremental import place_incremental
+from isotherm.planner.request import PlanRequest
+
+Policy: TypeAlias = Callable[[PlanRequest], np.ndarray]
+"""Answers with the expert of each slot, integer [layers, slots]. Deterministic: every rank may ask. What it
+answers is checked, and refused where it breaks an invariant; ``max_moves`` is kept for it, layer by
+layer, where it does not keep it itself."""
+
+ENTRY_POINTS = "isotherm.policies"
+
+_OURS: dict[str, Policy] = {
+    "incremental": place_incremental,
+    "deepseek": place_deepseek,
+    "static": place_static,
+    "random": place_random,
+}
+
+
+def policies() -> tuple[str, ...]:
+    """The names of all policies, ours first."""
+    others = {entry.name for entry in entry_points(group=ENTRY_POINTS)} - _OURS.keys()
+    return (*_OURS, *sorted(others))
+
+
+def get_policy(name: str) -> Policy:
+    """The policy of that name; ours cannot be replaced.
+
+    Raises:
+        ValueError: there is none, or the package that offers it cannot be loaded.
+    """
+    if name in _OURS:
+        return _OURS[name]
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            policy: Policy = entry.load()
+        except Exception as error:
+            raise ValueError(f"policy={name!r} of {entry.value} cannot be loaded: {error}") from error
+        return policy
+    raise ValueError(f"policy={name!r} is unknown: choose one of {', '.join(policies())}")

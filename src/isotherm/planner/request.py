@@ -1,0 +1,97 @@
+"""What a policy is asked: heat, where it may put experts, and what that may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from isotherm.arrays import FloatArray, frozen
+from isotherm.placement import Placement
+from isotherm.topology import Topology
+
+ShareRule = Literal["balanced", "even"]
+"""How an expert's tokens are split over its replicas: so that the hottest rank carries least, or
+evenly, as engines do whose dispatch knows no shares."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlanRequest:
+    """A question to the planner.
+
+    Attributes:
+        heat_LE: float64 [layers, experts], tokens in any unit.
+        current: what the slots hold now; None: nothing is loaded yet, and moves are free.
+        max_imbalance: no layer at or below this is changed any further.
+        max_moves: slots that may change, over all layers; None: any number.
+        shares: how the plan will be served.
+        groups: expert groups that must stay on one node each (group-limited routing); 1: none.
+
+    Raises:
+        ValueError: heat that is negative, not finite or of another shape, or sizes that do not fit
+            together; the message names layer, value and rule.
+    """
+
+    heat_LE: FloatArray
+    topology: Topology
+    current: Placement | None = None
+    max_imbalance: float = 1.03
+    max_moves: int | None = None
+    shares: ShareRule = "balanced"
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heat_LE", _checked_heat(self.heat_LE))
+        self.topology.check_holds(self.experts)
+        if self.shares not in get_args(ShareRule):
+            raise ValueError(f"shares={self.shares!r} is unknown: choose 'balanced' or 'even'")
+        if not self.max_imbalance >= 1:
+            raise ValueError(f"max_imbalance={self.max_imbalance} is below 1, the perfect balance")
+        if self.max_moves is not None and self.max_moves < 0:
+            raise ValueError(f"max_moves={self.max_moves} is negative: give 0 or more, or None")
+        if self.groups < 1 or self.experts % self.groups:
+            raise ValueError(
+                f"groups={self.groups} do not divide experts={self.experts}: give the number of "
+                "expert groups of the model's router"
+            )
+        self._check_current()
+
+    def _check_current(self) -> None:
+        if self.current is None:
+            if self.max_moves is not None:
+                raise ValueError(
+                    f"max_moves={self.max_moves} without a current placement has nothing to count: "
+                    "give current="
+                )
+            return
+        found, wanted = self.current.slot_to_expert.shape, (self.layers, self.topology.slots)
+        if found != wanted or self.current.experts != self.experts:
+            raise ValueError(
+                f"current holds {self.current.experts} experts in {found} [layers, slots]; heat and "
+                f"topology need {self.experts} in {wanted}"
+            )
+
+    @property
+    def layers(self) -> int:
+        return self.heat_LE.shape[0]
+
+    @property
+    def experts(self) -> int:
+        return self.heat_LE.shape[1]
+
+
+def _checked_heat(heat: FloatArray) -> FloatArray:
+    heat_LE = np.asarray(heat)
+    if heat_LE.ndim != 2 or not heat_LE.size:
+        raise ValueError(f"heat has shape {heat_LE.shape}: give [layers, experts], neither of them 0")
+    if heat_LE.dtype.kind not in "iuf":
+        raise ValueError(f"heat has dtype {heat_LE.dtype}: give numbers")
+    bad = np.argwhere(~np.isfinite(heat_LE) | (heat_LE < 0))
+    if len(bad):
+        layer, expert = bad[0]
+        raise ValueError(
+            f"layer {layer}, expert {expert}: heat {heat_LE[layer, expert]} must be finite and not "
+            "negative"
+        )
+    return frozen(heat_LE, np.float64)
