@@ -65,9 +65,7 @@ def train(corpus: Corpus, steps: int, seed: int) -> Qwen3MoeForCausalLM:
     torch.manual_seed(seed)
     model = Qwen3MoeForCausalLM(make_config())
     model.set_experts_implementation("grouped_mm")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     begun = time.monotonic()
     for step in range(steps):
         rate = min((step + 1) / WARM_UP_STEPS, 1.0) * (1 + np.cos(np.pi * step / steps)) / 2

@@ -55,9 +55,7 @@ def _result(folder: Path, rank: int) -> tuple[Any, str | None]:
     return pickle.loads(path.read_bytes())
 
 
-def _entry(
-    function: Callable[..., Any], rank: int, ranks: int, folder: str, args: tuple[Any, ...]
-) -> None:
+def _entry(function: Callable[..., Any], rank: int, ranks: int, folder: str, args: tuple[Any, ...]) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     torch.set_num_threads(1)
     outcome: tuple[Any, str | None]

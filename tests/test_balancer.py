@@ -24,7 +24,10 @@ def make_weights(topology, rank):
     local = np.arange(first, first + topology.slots_per_rank) % SHAPE.experts
     return [
         {
-            "up": torch.tensor(local + 100 * layer, dtype=torch.float32).repeat(3, 2, 1).permute(2, 0, 1).contiguous(),
+            "up": torch.tensor(local + 100 * layer, dtype=torch.float32)
+            .repeat(3, 2, 1)
+            .permute(2, 0, 1)
+            .contiguous(),
             "scale": [torch.tensor([expert + layer], dtype=torch.bfloat16) for expert in local],
         }
         for layer in range(SHAPE.layers)
@@ -51,12 +54,8 @@ def balance(rank, ranks, inline, mode, steps):
     group, world = dist.new_group(backend="gloo"), dist.group.WORLD
     topology = make_topology(ranks)
     weights = make_weights(topology, rank)
-    config = Config(
-        mode=mode, window_steps=WINDOW, moves_in_flight=4, heartbeat_seconds=0.002, min_gain=0.01
-    )
-    balancer = Balancer(
-        SHAPE, topology, group=group, weights=weights, config=config, inline=inline
-    )
+    config = Config(mode=mode, window_steps=WINDOW, moves_in_flight=4, heartbeat_seconds=0.002, min_gain=0.01)
+    balancer = Balancer(SHAPE, topology, group=group, weights=weights, config=config, inline=inline)
     windows, decisions, wrong = [], [], 0
     balancer.on_window(windows.append)
     balancer.on_decision(decisions.append)
@@ -124,7 +123,7 @@ def test_the_twin_in_line_makes_the_same_first_decision_and_says_that_it_waits(t
     twin_folder.mkdir()
     live = run_ranks(balance, 2, live_folder, 2, False, "full", 60)
     twin = run_ranks(balance, 2, twin_folder, 2, True, "full", 60)
-    for _, windows, _, wrong, stats, replicas, _ in twin:
+    for _, _, _, wrong, stats, replicas, _ in twin:
         assert wrong == 0
         assert replicas
         assert stats.waits == 60
@@ -142,7 +141,7 @@ def test_shares_move_no_weight_and_observing_changes_nothing(tmp_path):
         folder.mkdir()
         results = run_ranks(balance, 2, folder, 2, True, mode, 40)
         placement = Placement.default(SHAPE, make_topology(2))
-        for _, _, decisions, wrong, stats, _, ended in results:
+        for _, _, _, wrong, stats, _, ended in results:
             assert wrong == 0
             assert stats.moves == 0
             assert stats.moved_bytes == 0

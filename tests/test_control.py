@@ -46,10 +46,7 @@ class Recorder:
 def test_each_participant_reads_its_own_words_of_all_ranks():
     links = memory_links(3)
     recorders = [(Recorder(10 + link.rank), Recorder(20 + link.rank)) for link in links]
-    hearts = [
-        Heartbeat(link, pair, interval_seconds=1)
-        for link, pair in zip(links, recorders, strict=True)
-    ]
+    hearts = [Heartbeat(link, pair, interval_seconds=1) for link, pair in zip(links, recorders, strict=True)]
     assert in_threads([heart.beat for heart in hearts]) == [True] * 3
     for first, second in recorders:
         assert first.seen == [[10, 11, 12]]
@@ -124,9 +121,7 @@ def test_a_rank_with_another_configuration_is_named_on_every_rank(other):
     links = memory_links(3)
     mine = {"window": 16, "mode": "full"}
     settings = [mine, mine, other]
-    errors = in_threads(
-        [lambda pair=pair: check_peers(*pair) for pair in zip(links, settings, strict=True)]
-    )
+    errors = in_threads([lambda pair=pair: check_peers(*pair) for pair in zip(links, settings, strict=True)])
     assert all(isinstance(error, PeerMismatchError) for error in errors)
     assert all("rank 2 was started with" in str(error) for error in errors)
 

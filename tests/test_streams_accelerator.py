@@ -185,9 +185,7 @@ def test_a_host_stream_may_wait_for_the_device(backend: AcceleratorBackend) -> N
 @pytest.mark.parametrize("what", ["event", "stream"])
 def test_only_real_waits_are_counted(backend: AcceleratorBackend, what: str) -> None:
     side = backend.side_stream("side")
-    waited: AcceleratorEvent | AcceleratorStream = (
-        side.record_event() if what == "event" else side
-    )
+    waited: AcceleratorEvent | AcceleratorStream = side.record_event() if what == "event" else side
     before = forward_waits()
     with forward_path():
         waited.synchronize()
@@ -245,9 +243,7 @@ def test_main_is_never_closed(backend: AcceleratorBackend) -> None:
     assert (ran, DEVICE.told) == ([1], [])
 
 
-def test_pinned_memory_is_asked_for(
-    backend: AcceleratorBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pinned_memory_is_asked_for(backend: AcceleratorBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
     def empty(shape: tuple[int, ...], *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:

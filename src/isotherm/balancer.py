@@ -27,7 +27,7 @@ import torch.distributed as dist
 from isotherm import planner, router
 from isotherm.config import MODES, Config, Mode
 from isotherm.control import Announcer, GroupLink, Heartbeat, Span, check_peers, no_span
-from isotherm.decide import Decision, decide
+from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.errors import IsothermError
 from isotherm.heat import HeatCollector
@@ -54,11 +54,10 @@ class State(Enum):
 class Statistics:
     """The balancer at one moment, on this rank.
 
-    ``gathered_step`` is the step up to which heat of all ranks is known here. ``moves`` counts experts moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits``
-    counts the times that a call on the forward path blocked the host, in this process.
-    ``main_cpu_seconds`` is CPU time
-    of the engine's thread in Isotherm. ``imbalance`` is what the last window
-    carried, None before the first.
+    ``gathered_step`` is the step up to which heat of all ranks is known here. ``moves`` counts experts
+    moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits`` counts the times that a call
+    on the forward path blocked the host, in this process. ``main_cpu_seconds`` is CPU time of the engine's
+    thread in Isotherm. ``imbalance`` is what the last window carried, None before the first.
     """
 
     state: State
@@ -318,7 +317,7 @@ class Balancer:
         """Runs the mind and announces its plan. A failure is logged, and the next window tried."""
         try:
             with self._span("plan", "planner"):
-                _, decision = decide(self._mind(ledger), window, self._collector.step)
+                _, decision = make_decision(self._mind(ledger), window, self._collector.step)
         except (IsothermError, ValueError, ArithmeticError, LookupError, TypeError):
             logger.exception("isotherm: planning failed; serving what is published")
             self._failures += 1

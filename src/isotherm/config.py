@@ -54,9 +54,7 @@ class Config:
         if self.max_imbalance < 1:
             raise ValueError(f"max_imbalance={self.max_imbalance} is below 1, the perfect balance")
         if self.min_gain < 0 or self.max_moves < 0:
-            raise ValueError(
-                f"min_gain={self.min_gain} and max_moves={self.max_moves} must not be negative"
-            )
+            raise ValueError(f"min_gain={self.min_gain} and max_moves={self.max_moves} must not be negative")
         if not self.heartbeat_seconds > 0:
             raise ValueError(f"heartbeat_seconds={self.heartbeat_seconds} must be above 0")
 

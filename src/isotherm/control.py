@@ -94,12 +94,8 @@ class GroupLink:
         return buffer.tobytes()
 
     def exchange(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
-        works = [
-            dist.irecv(t.buffer, group=self._group, group_src=t.peer, tag=t.tag) for t in receives
-        ]
-        works += [
-            dist.isend(t.buffer, group=self._group, group_dst=t.peer, tag=t.tag) for t in sends
-        ]
+        works = [dist.irecv(t.buffer, group=self._group, group_src=t.peer, tag=t.tag) for t in receives]
+        works += [dist.isend(t.buffer, group=self._group, group_dst=t.peer, tag=t.tag) for t in sends]
         for work in works:
             assert work is not None, "this rank belongs to the group"
             work.wait()
@@ -225,9 +221,7 @@ class Announcer:
 
     header_words = 2  # bytes waiting, digest
 
-    def __init__(
-        self, digest: Callable[[bytes], int], deliver: Callable[[bytes], None]
-    ) -> None:
+    def __init__(self, digest: Callable[[bytes], int], deliver: Callable[[bytes], None]) -> None:
         self._digest = digest
         self._deliver = deliver
         self._waiting: bytes | None = None

@@ -62,7 +62,7 @@ class Decision:
     predicted: float
 
 
-def decide(state: State, window: HeatWindow, clock: int) -> tuple[State, Decision]:
+def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, Decision]:
     """The next state and what to do about ``window``, whose heat is the forecast of the next.
 
     ``clock`` is the engine's step. Weights are moved only where shares alone cannot do it: when a plan
@@ -101,9 +101,7 @@ def decide(state: State, window: HeatWindow, clock: int) -> tuple[State, Decisio
     return replace(state, plans=state.plans + 1), decided(action, plan, reason, predicted)
 
 
-def _overall(
-    state: State, heat_LE: FloatArray, placement: Placement, shares_LP: FloatArray
-) -> float:
+def _overall(state: State, heat_LE: FloatArray, placement: Placement, shares_LP: FloatArray) -> float:
     return overall_imbalance(rank_loads(heat_LE, placement, shares_LP, state.topology))
 
 

@@ -20,9 +20,7 @@ class MissingExtraError(IsothermError, ImportError):
     """An optional dependency is missing. The message holds the command that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package!r} is not installed, and this needs it: pip install 'isotherm[{extra}]'"
-        )
+        super().__init__(f"{package!r} is not installed, and this needs it: pip install 'isotherm[{extra}]'")
 
 
 class PeerMismatchError(IsothermError):

@@ -35,9 +35,7 @@ class Placement:
     def __post_init__(self) -> None:
         slot_to_expert_LP = np.asarray(self.slot_to_expert)
         if slot_to_expert_LP.ndim != 2:
-            raise ValueError(
-                f"slot_to_expert has shape {slot_to_expert_LP.shape}: give [layers, slots]"
-            )
+            raise ValueError(f"slot_to_expert has shape {slot_to_expert_LP.shape}: give [layers, slots]")
         for layer, row_P in enumerate(slot_to_expert_LP):
             self._check_row(layer, row_P)
         object.__setattr__(self, "slot_to_expert", frozen(slot_to_expert_LP, np.int32))
@@ -63,11 +61,11 @@ class Placement:
 
     @property
     def layers(self) -> int:
-        return self.slot_to_expert.shape[0]
+        return int(self.slot_to_expert.shape[0])
 
     @property
     def slots(self) -> int:
-        return self.slot_to_expert.shape[1]
+        return int(self.slot_to_expert.shape[1])
 
     @property
     def replicas_LE(self) -> Int64Array:
@@ -86,9 +84,7 @@ class Placement:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Placement):
             return NotImplemented
-        return self.experts == other.experts and np.array_equal(
-            self.slot_to_expert, other.slot_to_expert
-        )
+        return self.experts == other.experts and np.array_equal(self.slot_to_expert, other.slot_to_expert)
 
     def __hash__(self) -> int:
         return hash((self.experts, self.slot_to_expert.tobytes()))
@@ -215,4 +211,5 @@ def rank_loads(
     """What each rank would carry of this heat, float64 [layers, ranks], in the unit of ``heat_LE``."""
     safe_LP = np.maximum(placement.slot_to_expert, 0).astype(np.int64)
     slot_load_LP = np.take_along_axis(np.asarray(heat_LE, np.float64), safe_LP, axis=1) * shares_LP
-    return slot_load_LP.reshape(placement.layers, topology.ranks, -1).sum(axis=2)
+    load_LG: FloatArray = slot_load_LP.reshape(placement.layers, topology.ranks, -1).sum(axis=2)
+    return load_LG

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class MoEShape:
                 f"top_k={self.top_k} exceeds experts={self.experts}: a token picks each expert once"
             )
         ids = tuple(range(self.layers)) if self.layer_ids is None else tuple(self.layer_ids)
-        if len(ids) != self.layers or any(a >= b for a, b in zip(ids, ids[1:], strict=False)):
+        if len(ids) != self.layers or any(a >= b for a, b in pairwise(ids)):
             raise ValueError(
                 f"layer_ids={ids} must be {self.layers} ascending layer numbers, one for each layer"
             )

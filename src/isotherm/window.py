@@ -88,9 +88,7 @@ def layer_imbalance(load_LG: FloatArray | Int64Array) -> FloatArray:
     """Max over ranks / mean over ranks of load, float64 [layers], >= 1; 1 for a layer without load."""
     load_LG = np.asarray(load_LG, np.float64)
     mean_L = load_LG.mean(axis=-1)
-    out_L: FloatArray = np.divide(
-        load_LG.max(axis=-1), mean_L, out=np.ones_like(mean_L), where=mean_L > 0
-    )
+    out_L: FloatArray = np.divide(load_LG.max(axis=-1), mean_L, out=np.ones_like(mean_L), where=mean_L > 0)
     return out_L
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from isotherm import Config, Topology
+from isotherm import Config, Placement, Topology
 from isotherm.engines.dispatch import TILE_ROWS, _compute
 from isotherm.engines.transformers import moe_shape, parallelize
 from ranks import run_ranks
@@ -27,7 +27,7 @@ CONFIG = Qwen3MoeConfig(
     num_experts_per_tok=3,
     norm_topk_prob=True,
 )
-TOPOLOGY = Topology.for_model(experts=8, redundant=4, ranks=2)
+TOPOLOGY = Topology.for_model(experts=8, redundant=2, ranks=2)
 
 
 def make_model():
@@ -80,9 +80,13 @@ def test_logits_generation_padding_and_counts_against_stock(tmp_path):
         assert heat == [[3 * prefill] * 2, [3 * decode] * 2]
 
 
+# The hot experts stand alone on rank 0, so that no share can balance the ranks.
+LOPSIDED = Placement([[0, 2, 5, 6, 7, 1, 3, 4, 3, 4], [0, 1, 2, 6, 7, 3, 4, 5, 3, 4]], 8)
+
+
 def run_mode(rank, mode):
     config = Config(mode=mode, window_steps=4, min_gain=0.005, heartbeat_seconds=0.002)
-    engine = parallelize(make_model(), dist.group.WORLD, topology=TOPOLOGY, config=config)
+    engine = parallelize(make_model(), dist.group.WORLD, topology=TOPOLOGY, config=config, placement=LOPSIDED)
     logits = []
     with torch.inference_mode():
         for step in range(40):

@@ -41,9 +41,7 @@ def collect_ids(rank, ranks, inline):
             ids = rng.integers(-1, 8, (tokens + 4, 2))
             for kind, rows in enumerate((ids[decode:tokens], ids[:decode])):
                 np.add.at(heat[step, kind, layer], rows[rows >= 0], 1)
-            collector.count_ids(
-                layer, torch.from_numpy(ids), num_tokens=tokens, num_decode=decode
-            )
+            collector.count_ids(layer, torch.from_numpy(ids), num_tokens=tokens, num_decode=decode)
         collector.end_step(num_tokens=tokens, num_decode=decode)
         wait_for_gather(collector)
     while (window := collector.poll()) is not None:

@@ -125,11 +125,7 @@ def test_a_plan_names_the_contents_it_was_made_for():
     start = Placement(np.array([[0, 1, 1]], np.int32), 2)
     goal = Placement(np.array([[0, 1, 0]], np.int32), 2)
     ledger = Ledger.start(start, start.even_shares())
-    there = filled(
-        retired(accept(ledger, goal, goal.even_shares(), topology, 1, 0), 1), topology, 1, 2
-    )
-    back = filled(
-        retired(accept(there, start, start.even_shares(), topology, 1, 0), 1), topology, 1, 2
-    )
+    there = filled(retired(accept(ledger, goal, goal.even_shares(), topology, 1, 0), 1), topology, 1, 2)
+    back = filled(retired(accept(there, start, start.even_shares(), topology, 1, 0), 1), topology, 1, 2)
     assert back.placement == start
     assert len({ledger.identity, there.identity, back.identity}) == 3

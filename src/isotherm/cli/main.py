@@ -78,7 +78,7 @@ def _demo(options: DemoOptions, arguments: Sequence[str]) -> int:
     from isotherm.demo import launch
 
     if not launch.launched_by_torch():
-        return launch.launch(options, arguments)
+        return launch.launch_ranks(options, arguments)
     return _as_rank(options)
 
 

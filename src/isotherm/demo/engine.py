@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.balancer import Statistics, TablesInForce
@@ -67,6 +68,12 @@ Examine = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Shown the ids and logits of each step."""
 
 
+def quiet_transformers() -> None:
+    """Neither progress bars nor warnings: the demo's own progress and errors say what matters."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
 def load_model(path: Path | None) -> PreTrainedModel:
     """The stock model in eval mode, float32, on the CPU.
 
@@ -75,16 +82,12 @@ def load_model(path: Path | None) -> PreTrainedModel:
     """
     folder = path or MODEL
     if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"--model {folder}: no config.json there; give a folder that save_pretrained wrote"
-        )
+        raise ValueError(f"--model {folder}: no config.json there; give a folder that save_pretrained wrote")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--model {folder}: {str(error).splitlines()[0]}") from error
-    loaded: PreTrainedModel = model.eval()
+    loaded: PreTrainedModel = model.train(False)
     if loaded.config.get_text_config().vocab_size < 256:
         raise ValueError(
             f"--model {folder}: its vocabulary of {loaded.config.vocab_size} cannot read bytes; "
@@ -232,6 +235,4 @@ class StockComparison:
         ours = logits.argmax(-1, keepdim=True)
         lost = wanted.max(-1, keepdim=True).values - wanted.gather(-1, ours)
         different = ours != wanted.argmax(-1, keepdim=True)
-        self.total += StockCheck(
-            ours.numel(), int(different.sum()), int((lost > TOLERANCE).sum())
-        )
+        self.total += StockCheck(ours.numel(), int(different.sum()), int((lost > TOLERANCE).sum()))

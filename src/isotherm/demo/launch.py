@@ -17,17 +17,17 @@ from isotherm.demo.text import load_corpus
 from isotherm.errors import MissingExtraError
 
 LAUNCHED = "ISOTHERM_DEMO_LAUNCHED"
-"""Set in ranks that `launch` started: it tells the user what a rank raised, once."""
+"""Set in ranks that `launch_ranks` started: it tells the user what a rank raised, once."""
 
 INTERRUPTED = 130
 
 
 def launched_by_torch() -> bool:
-    """Whether this process is a rank, started by torchrun or by `launch`."""
+    """Whether this process is a rank, started by torchrun or by `launch_ranks`."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(options: DemoOptions, arguments: Sequence[str]) -> int:
+def launch_ranks(options: DemoOptions, arguments: Sequence[str]) -> int:
     """Runs the demo on this machine's processes; its exit code. No process outlives the call.
 
     ``arguments`` are the command line's, passed on to every rank.
@@ -79,11 +79,9 @@ def _run_ranks(options: DemoOptions, arguments: Sequence[str]) -> int:
         Console(stderr=True).print("interrupted; every rank was stopped")
         return INTERRUPTED
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
         if failure.exitcode not in (1, 2):
-            raise RuntimeError(
-                f"rank {failure.global_rank} ended with exit code {failure.exitcode}"
-            ) from error
+            raise RuntimeError(f"rank {rank} ended with exit code {failure.exitcode}") from error
         if failure.exitcode == 2:
             raise ValueError(_told(failure.error_file)) from error
         return failure.exitcode
@@ -128,12 +126,9 @@ def _check_port(port: int) -> None:
 
 def _check_model(options: DemoOptions) -> None:
     """Reads the model once here, so that a wrong one is told before any rank starts."""
-    import transformers
+    from isotherm.demo.engine import demo_topology, load_model, quiet_transformers
 
-    from isotherm.demo.engine import demo_topology, load_model
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    quiet_transformers()
     demo_topology(load_model(options.model), options.ranks or DEFAULT_RANKS, options, nodes=1)
 
 

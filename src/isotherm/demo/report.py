@@ -27,7 +27,10 @@ def _picture(result: DemoResult) -> RunPicture:
     before = [w for w in result.windows if w.end_step <= shift]
     after = [w for w in result.windows if w.start_step >= shift]
     heats = tuple(
-        (f"{name} (steps {some[0].start_step} to {some[-1].end_step})", sum(w.heat_LE for w in some))
+        (
+            f"{name} (steps {some[0].start_step} to {some[-1].end_step})",
+            np.sum([w.heat_LE for w in some], axis=0),
+        )
         for name, some in zip(result.kinds[:2], (before, after), strict=False)
         if some
     )
@@ -65,13 +68,14 @@ def _phase_table(result: DemoResult) -> Table:
     table = Table(
         title="What balancing did",
         caption=(
-            "imbalance: hottest rank / mean per layer and step. Step time: on a machine with one device "
-            "per rank,\nfrom CPU time per token; here the ranks share cores, so wall time cannot show it."
+            "imbalance: hottest rank / mean, per layer and step. Step time: what a machine with one "
+            "device per rank would see, from CPU time per token. Ranks share cores here, so wall time "
+            "cannot show it."
         ),
         caption_justify="left",
     )
     table.add_column("when")
-    for name in ("steps", "imbalance", "step time, ms", "hottest rank's experts, CPU ms"):
+    for name in ("steps", "imbalance", "step time, ms", "hottest rank, CPU ms"):
         table.add_column(name, justify="right")
     for phase in result.phases:
         table.add_row(

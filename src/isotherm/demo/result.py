@@ -86,8 +86,7 @@ class DemoResult:
                 for window in self.windows
             ],
             "decisions": [
-                {"step": each.step, "action": each.action, "reason": each.reason}
-                for each in self.decisions
+                {"step": each.step, "action": each.action, "reason": each.reason} for each in self.decisions
             ],
             "publications": list(self.publications),
             "plans": self.plans,
@@ -120,23 +119,28 @@ def wrong_logits(on: Sequence[RankRecord], off: Sequence[RankRecord]) -> tuple[t
 
 
 def find_phases(
-    ranks: Sequence[RankRecord], publications: Sequence[int], shift: int | None, end: int
+    ranks: Sequence[RankRecord],
+    publications: Sequence[int],
+    shift: int | None,
+    end: int,
+    window: int,
 ) -> tuple[Phase, ...]:
     """The four moments that the table compares, as far as the run has them.
 
-    Before balancing: until the first tables change. Balanced: from the last change before the shift to the
-    shift. Just after the shift: until the next change. Answered: from the last change before ``end``.
+    Before balancing: until the first tables change. Balanced: the last ``window`` steps before the shift.
+    Just after the shift: until the next change. Answered: the last ``window`` steps before ``end``. Neither
+    of the second and last begins before the change it speaks of.
     """
     shift = end if shift is None else shift
     early = [step for step in publications if 0 < step < shift]
     late = [step for step in publications if shift < step < end]
     spans = [("before balancing", 0, min(early, default=shift))]
     if early:
-        spans.append(("balanced", early[-1], shift))
+        spans.append(("balanced", max(early[0], shift - window), shift))
     if shift < end:
         spans.append(("just after the shift", shift, min(late, default=end)))
     if late:
-        spans.append(("shift answered", late[-1], end))
+        spans.append(("shift answered", max(late[0], end - window), end))
     return tuple(_phase(name, ranks, first, behind) for name, first, behind in spans)
 
 
@@ -168,6 +172,8 @@ def build_result(
     on_ranks: Sequence[RankRecord],
     off_ranks: Sequence[RankRecord],
     stock: StockCheck,
+    *,
+    window: int,
     tokens: int,
     seconds: float,
 ) -> DemoResult:
@@ -182,7 +188,7 @@ def build_result(
         shift=shifts[0] if shifts else None,
         load_NGL=load_NGL,
         off_load_NGL=np.stack([rank.received_NL for rank in off_ranks], axis=1),
-        phases=find_phases(on_ranks, publications, shifts[0] if shifts else None, end),
+        phases=find_phases(on_ranks, publications, shifts[0] if shifts else None, end, window),
         windows=on.windows,
         decisions=on.decisions,
         publications=publications,

@@ -53,13 +53,9 @@ class Corpus:
             raise ValueError(f"kinds {self.kinds} must be distinct")
         for kind, text in zip(self.kinds, self.texts, strict=True):
             if len(text) < SMALLEST_TEXT_BYTES:
-                raise ValueError(
-                    f"text {kind!r} has {len(text)} bytes: give at least {SMALLEST_TEXT_BYTES}"
-                )
+                raise ValueError(f"text {kind!r} has {len(text)} bytes: give at least {SMALLEST_TEXT_BYTES}")
 
-    def batch(
-        self, kind: int, step: int, rank: int, *, seed: int, sequences: int, length: int
-    ) -> Int64Array:
+    def batch(self, kind: int, step: int, rank: int, *, seed: int, sequences: int, length: int) -> Int64Array:
         """Byte ids int64 [sequences, length] in 0 to 255, each row one stretch of the kind's text.
 
         A function of its arguments alone: another kind, step, rank or seed draws other stretches.
@@ -75,9 +71,7 @@ class Corpus:
         batch: Int64Array = text[starts[:, None] + np.arange(length)].astype(np.int64)
         return batch
 
-    def _check_draw(
-        self, kind: int, step: int, rank: int, seed: int, sequences: int, length: int
-    ) -> None:
+    def _check_draw(self, kind: int, step: int, rank: int, seed: int, sequences: int, length: int) -> None:
         if not 0 <= kind < len(self.kinds):
             raise ValueError(f"kind={kind} is no kind: give 0 to {len(self.kinds) - 1}")
         for name, value in (("step", step), ("rank", rank), ("seed", seed)):
@@ -204,14 +198,12 @@ def _split_source(source: bytes) -> tuple[bytes, bytes]:
     return b"".join(docstrings), b"\n".join(line for line in code if line) + b"\n"
 
 
-def _docstrings(node: ast.AST) -> Iterator[tuple[ast.Expr, str]]:
-    """Each docstring in the definitions at or under ``node``, and its text less the indentation."""
-    if not isinstance(node, _DOCUMENTED):
-        return
-    text = ast.get_docstring(node)
-    if text:
-        first = node.body[0]
-        assert isinstance(first, ast.Expr)
-        yield first, text
-    for child in node.body:
-        yield from _docstrings(child)
+def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.Expr, str]]:
+    """Each docstring of the module and its definitions, however deep, and its text less the indentation."""
+    documented = [node for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)]
+    for node in sorted(documented, key=lambda node: getattr(node, "lineno", 0)):
+        text = ast.get_docstring(node)
+        if text:
+            first = node.body[0]
+            assert isinstance(first, ast.Expr)
+            yield first, text

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import transformers
 from rich.console import Console
 
 from isotherm.control import GroupLink, check_peers, no_span
@@ -21,6 +20,7 @@ from isotherm.demo.engine import (
     StockComparison,
     demo_topology,
     load_model,
+    quiet_transformers,
     run_pass,
 )
 from isotherm.demo.options import DemoOptions
@@ -44,8 +44,7 @@ def run_rank(options: DemoOptions) -> int:
     # Ranks sit in collectives that no Python signal handler can interrupt.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    quiet_transformers()
     begun = time.monotonic()
     dist.init_process_group("gloo")
     try:
@@ -89,6 +88,7 @@ def _run(options: DemoOptions, begun: float) -> int:
             on_ranks,
             off_ranks,
             sum(stocks, StockCheck(0, 0, 0)),
+            window=options.window,
             tokens=per_step * options.steps,
             seconds=time.monotonic() - begun,
         )
@@ -111,9 +111,7 @@ def _show(result: DemoResult, options: DemoOptions) -> None:
 def _check_options(options: DemoOptions) -> None:
     world = dist.get_world_size()
     if options.ranks not in (None, world):
-        raise ValueError(
-            f"--ranks {options.ranks} given, but torchrun started {world}: leave --ranks out"
-        )
+        raise ValueError(f"--ranks {options.ranks} given, but torchrun started {world}: leave --ranks out")
     settings = {k: v for k, v in asdict(options).items() if k not in _NOT_COMPARED}
     group = dist.new_group(backend="gloo")
     check_peers(GroupLink(group), settings)
@@ -122,9 +120,7 @@ def _check_options(options: DemoOptions) -> None:
 
 def _gather(mine: Any) -> list[Any] | None:
     """The objects of all ranks, on rank 0; None elsewhere."""
-    gathered: list[Any] | None = (
-        [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    )
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(mine, gathered)
     return gathered
 

@@ -34,7 +34,7 @@ class Dispatched:
     expert_seconds: float
 
 
-def dispatch(
+def dispatch_tokens(
     hidden_TH: torch.Tensor,
     slots_TK: torch.Tensor,
     weights_TK: torch.Tensor,
@@ -76,9 +76,7 @@ def dispatch(
     return Dispatched(output, received_GS.sum(0), expert_seconds)
 
 
-def _compute(
-    arrived: torch.Tensor, received_GS: torch.Tensor, experts: ExpertFunction
-) -> torch.Tensor:
+def _compute(arrived: torch.Tensor, received_GS: torch.Tensor, experts: ExpertFunction) -> torch.Tensor:
     """Runs the rows, which arrive by source rank and then slot, through their slots in whole tiles."""
     received_S = received_GS.sum(0)
     padded_S = -(-received_S // TILE_ROWS) * TILE_ROWS

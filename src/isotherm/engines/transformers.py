@@ -12,7 +12,7 @@ import torch.distributed as dist
 from isotherm.balancer import Balancer
 from isotherm.config import Config
 from isotherm.control import Span, no_span
-from isotherm.engines.dispatch import dispatch
+from isotherm.engines.dispatch import dispatch_tokens
 from isotherm.errors import MissingExtraError
 from isotherm.mover import HostTransport, Transport
 from isotherm.placement import Placement
@@ -192,11 +192,9 @@ def moe_shape(model: PreTrainedModel) -> MoEShape:
     for name, module in model.named_modules():
         if id(module) in modules:
             ids.append(next(int(part) for part in name.split(".") if part.isdigit()))
-    first = expert_modules(model)[0]
+    first: Any = expert_modules(model)[0]
     top_k = model.config.get_text_config().num_experts_per_tok
-    return MoEShape(
-        layers=len(ids), experts=int(first.num_experts), top_k=int(top_k), layer_ids=tuple(ids)
-    )
+    return MoEShape(layers=len(ids), experts=int(first.num_experts), top_k=int(top_k), layer_ids=tuple(ids))
 
 
 def _keep_slots(module: torch.nn.Module, experts: list[int]) -> None:
@@ -225,7 +223,7 @@ def _layer_forward(
         hidden_TH: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         slots_TK = parallel._route(layer, top_k_index)
-        done = dispatch(
+        done = dispatch_tokens(
             hidden_TH,
             slots_TK,
             top_k_weights.to(hidden_TH.dtype),

@@ -66,9 +66,7 @@ class HeatCollector:
         if source not in get_args(Source):
             raise ValueError(f"source={source!r} is unknown: choose one of {get_args(Source)}")
         if window_steps < 1 or slices < 1 or window_steps % slices:
-            raise ValueError(
-                f"window_steps={window_steps} must be a positive multiple of slices={slices}"
-            )
+            raise ValueError(f"window_steps={window_steps} must be a positive multiple of slices={slices}")
         topology.check_holds(shape.experts)
         self._shape = shape
         self._source = source
@@ -97,9 +95,7 @@ class HeatCollector:
             link = GroupLink(group)
             self._check_group(link, topology, window_steps, slices)
             self._fold_through(placement or Placement.default(shape, topology), topology, link.rank)
-            self._heartbeat = Heartbeat(
-                link, [self.gather], interval_seconds=heartbeat_seconds, span=span
-            )
+            self._heartbeat = Heartbeat(link, [self.gather], interval_seconds=heartbeat_seconds, span=span)
             if not inline:
                 self._heartbeat.start()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from isotherm.jit import kernel
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel
 def count_ids(
     ids_TK: np.ndarray, num_tokens: int, num_decode: int, prefill_E: np.ndarray, decode_E: np.ndarray
 ) -> None:

@@ -58,15 +58,11 @@ class SnapshotRing:
             self.skipped += 1
             return False
         totals = self._totals
-        counting.submit(
-            lambda: _copy(totals, buffer.device), reads=[totals], writes=[buffer.device]
-        )
+        counting.submit(lambda: _copy(totals, buffer.device), reads=[totals], writes=[buffer.device])
         if side is not counting:
             # The host copy reads what the counting stream has just been told to write.
             side.wait_event(counting.record_event())
-        side.submit(
-            lambda: _copy(buffer.device, buffer.host), reads=[buffer.device], writes=[buffer.host]
-        )
+        side.submit(lambda: _copy(buffer.device, buffer.host), reads=[buffer.device], writes=[buffer.host])
         self._taken.append(Snapshot(step, tokens_K, buffer, side.record_event()))
         return True
 

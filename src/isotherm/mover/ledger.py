@@ -100,9 +100,7 @@ def accept(
         ValueError: a layer has no redundant slot and would have to move: there is no slot to go through.
     """
     _check_reachable(ledger, goal)
-    aimed = replace(
-        ledger, goal=goal.slot_to_expert, goal_shares=frozen(shares_LP, np.float64)
-    )
+    aimed = replace(ledger, goal=goal.slot_to_expert, goal_shares=frozen(shares_LP, np.float64))
     if ledger.phase is Phase.FILLING:
         return aimed
     # A slot that is being retired still holds its expert: retiring is taken back by choosing anew.
@@ -113,9 +111,7 @@ def retired(ledger: Ledger, step: int) -> Ledger:
     """Every rank has finished a step with the tables of this epoch: the batch is dead."""
     assert ledger.phase is Phase.RETIRING
     content_LP, version_LP = _write(ledger, EMPTY)
-    return replace(
-        ledger, content=content_LP, version=version_LP, phase=Phase.FILLING, since_step=step
-    )
+    return replace(ledger, content=content_LP, version=version_LP, phase=Phase.FILLING, since_step=step)
 
 
 def filled(ledger: Ledger, topology: Topology, limit: int, step: int) -> Ledger:
@@ -181,7 +177,7 @@ def next_batch(
     """The slots to retire and fill next on the way from ``content`` to ``goal``; empty when there.
 
     Every expert keeps a live replica throughout. Where a layer's pending slots all hold the last replica
-    of their expert (a swap), one of these experts is first copied into a redundant slot, on its way.
+    of their expert (swaps), one expert of each swap is first copied into a redundant slot, on its way.
     """
     batch: list[Fill] = []
     for layer in np.flatnonzero((content_LP != goal_LP).any(axis=1)):
@@ -189,7 +185,7 @@ def next_batch(
         if room <= 0:
             break
         row = _LayerMoves(int(layer), content_LP[layer], goal_LP[layer], experts, topology)
-        batch += row.fills(room) or row.detour()
+        batch += row.fills(room) or row.detours(room)
     return tuple(batch)
 
 
@@ -222,20 +218,40 @@ class _LayerMoves:
 
     def fills(self, room: int) -> list[Fill]:
         """Up to ``room`` slots whose expert lives elsewhere and that can take what the goal wants."""
-        chosen = []
+        chosen: list[int] = []
         for slot in self._pending:
             if len(chosen) < room and self._can_retire(slot):
                 self._retire(slot)
                 chosen.append(slot)
         return [self._fill(slot, int(self._goal_P[slot])) for slot in chosen]
 
-    def detour(self) -> list[Fill]:
-        """Copies the expert of a blocked slot into a redundant one, so that the slot becomes free."""
-        redundant = [slot for slot in range(len(self._content_P)) if self._can_retire(slot)]
-        if not self._pending or not redundant:
-            return []
-        self._retire(redundant[0])
-        return [self._fill(redundant[0], int(self._content_P[self._pending[0]]))]
+    def detours(self, room: int) -> list[Fill]:
+        """Copies one expert of each swap into a redundant slot, so that the slot it leaves becomes free.
+
+        Called when no pending slot can be retired. Then each holds the last replica of an expert that
+        another pending slot wants, and wants one that another holds: they are cycles.
+        """
+        chosen: list[tuple[int, int]] = []
+        for blocked in self._one_of_each_cycle():
+            redundant = next(filter(self._can_retire, range(len(self._content_P))), None)
+            if redundant is None or len(chosen) == room:
+                break
+            self._retire(redundant)
+            chosen.append((redundant, int(self._content_P[blocked])))
+        return [self._fill(slot, expert) for slot, expert in chosen]
+
+    def _one_of_each_cycle(self) -> list[int]:
+        holder = {int(self._content_P[slot]): slot for slot in self._pending}
+        covered: set[int] = set()
+        firsts = []
+        for first in self._pending:
+            if first not in covered:
+                firsts.append(first)
+            slot: int | None = first
+            while slot is not None and slot not in covered:
+                covered.add(slot)
+                slot = holder.get(int(self._goal_P[slot]))
+        return firsts
 
     def _can_retire(self, slot: int) -> bool:
         expert = self._content_P[slot]

@@ -81,11 +81,7 @@ class Mover:
         """
         if self._transport is None and goal != self.ledger.placement:
             raise ValueError("the plan moves weights, but the balancer was built with weights=None")
-        self._enter(
-            transitions.accept(
-                self.ledger, goal, shares_LP, self._topology, self._limit, self._step
-            )
-        )
+        self._enter(transitions.accept(self.ledger, goal, shares_LP, self._topology, self._limit, self._step))
 
     def header(self) -> Sequence[int]:
         epoch, steps = self._finished()
@@ -100,9 +96,7 @@ class Mover:
             return
         if filled_epoch >= self.ledger.epoch:
             self.moves += len(self.ledger.batch)
-            self._enter(
-                transitions.filled(self.ledger, self._topology, self._limit, self._step)
-            )
+            self._enter(transitions.filled(self.ledger, self._topology, self._limit, self._step))
             return
         self._carry(link)
 

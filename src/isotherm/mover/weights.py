@@ -29,8 +29,7 @@ class ExpertWeights:
             for name, tensors in named.items():
                 if len(tensors) != slots_per_rank:
                     raise ValueError(
-                        f"layer {layer}, {name!r}: {len(tensors)} slots given, this rank has "
-                        f"{slots_per_rank}"
+                        f"layer {layer}, {name!r}: {len(tensors)} slots given, this rank has {slots_per_rank}"
                     )
             self._slots_LS.append(
                 [

@@ -74,9 +74,7 @@ def _relative(heat_LE: Int64Array) -> FloatArray:
     return relative_LE
 
 
-def _draw_heat(
-    axes: Axes, name: str, heat_LE: Int64Array, highest: float, layer_ids: Sequence[int]
-) -> Any:
+def _draw_heat(axes: Axes, name: str, heat_LE: Int64Array, highest: float, layer_ids: Sequence[int]) -> Any:
     image = axes.imshow(
         _relative(heat_LE), aspect="auto", cmap=HEAT_MAP, vmin=0, vmax=highest, interpolation="none"
     )
@@ -115,7 +113,8 @@ def _draw_imbalance(axes: Axes, picture: RunPicture) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("max / mean")
     _mark(axes, picture, labels=True)
-    axes.legend(loc="upper right", fontsize=9, ncols=4)
+    # Below the line of balancing off, above the spikes.
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9), fontsize=9, ncols=4)
 
 
 def _mark(axes: Axes, picture: RunPicture, *, labels: bool = False) -> None:

@@ -53,10 +53,9 @@ def write_chrome_trace(path: Path, records: Iterable[SpanRecord]) -> None:
     tracks = sorted({(record.rank, record.track) for record in records})
     number = {track: index for index, track in enumerate(tracks)}
     events: list[dict[str, Any]] = []
-    for rank in sorted({rank for rank, _ in tracks}):
-        events.append(_name("process_name", rank, 0, f"rank {rank}"))
-    for (rank, track), tid in number.items():
-        events.append(_name("thread_name", rank, tid, track))
+    ranks = sorted({rank for rank, _ in tracks})
+    events += [_name("process_name", rank, 0, f"rank {rank}") for rank in ranks]
+    events += [_name("thread_name", rank, tid, track) for (rank, track), tid in number.items()]
     events += [
         {
             "name": record.name,

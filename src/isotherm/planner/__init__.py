@@ -3,7 +3,7 @@
 from isotherm.planner.assemble import make_plan
 from isotherm.planner.bounds import imbalance_bound
 from isotherm.planner.offline import plan
-from isotherm.planner.policies import Policy, get_policy, policies
+from isotherm.planner.registry import Policy, get_policy, policies
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.shares import balanced_shares
 from isotherm.planner.warm import warm_up

@@ -9,7 +9,7 @@ from isotherm.errors import PlanRefusedError
 from isotherm.placement import EMPTY, Move, Placement, Plan, rank_loads
 from isotherm.planner.baselines import start_of
 from isotherm.planner.bounds import imbalance_bound
-from isotherm.planner.policies import get_policy
+from isotherm.planner.registry import get_policy
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.shares import balanced_shares
 from isotherm.window import layer_imbalance, overall_imbalance
@@ -83,7 +83,8 @@ def twice_on_rank(placement: Placement, ranks: int) -> BoolArray:
     expert_LGS = placement.slot_to_expert.reshape(placement.layers, ranks, -1)
     same = expert_LGS[..., :, None] == expert_LGS[..., None, :]
     twice_LGS = (same.sum(axis=3) > 1) & (expert_LGS != EMPTY)
-    return twice_LGS.reshape(placement.slot_to_expert.shape)
+    twice_LP: BoolArray = twice_LGS.reshape(placement.slot_to_expert.shape)
+    return twice_LP
 
 
 def _shares(request: PlanRequest, placement: Placement) -> FloatArray:
@@ -92,9 +93,7 @@ def _shares(request: PlanRequest, placement: Placement) -> FloatArray:
     return balanced_shares(request.heat_LE, placement, request.topology)
 
 
-def _within(
-    request: PlanRequest, current: Placement, goal: Placement, max_moves: int
-) -> Placement:
+def _within(request: PlanRequest, current: Placement, goal: Placement, max_moves: int) -> Placement:
     """As many layers of ``goal`` as the budget allows, those first that gain most per move."""
     moves_L = (goal.slot_to_expert != current.slot_to_expert).sum(axis=1)
     if moves_L.sum() <= max_moves:

@@ -45,8 +45,7 @@ def place_incremental(request: PlanRequest) -> Int64Array:
         )
     start_LP = place_deepseek(request) if request.current is None else place_static(request)
     paths = [
-        _search(request, heat_E, start_P)
-        for heat_E, start_P in zip(request.heat_LE, start_LP, strict=True)
+        _search(request, heat_E, start_P) for heat_E, start_P in zip(request.heat_LE, start_LP, strict=True)
     ]
     rows = _lowest(paths) if request.max_moves is None else _affordable(paths, request.max_moves)
     return np.stack([path.slot_to_expert_KP[row] for path, row in zip(paths, rows, strict=True)])
@@ -77,9 +76,7 @@ def _lowest(paths: list[_Path]) -> list[int]:
 def _affordable(paths: list[_Path], max_moves: int) -> list[int]:
     """The rows to take within the budget: stretches of the paths, the steepest first."""
     rows, left = [0] * len(paths), max_moves
-    stretches = [
-        (slope, layer, row) for layer, path in enumerate(paths) for slope, row in _stretches(path)
-    ]
+    stretches = [(slope, layer, row) for layer, path in enumerate(paths) for slope, row in _stretches(path)]
     closed: set[int] = set()
     for _, layer, row in sorted(stretches, key=lambda each: -each[0]):
         moves_K = paths[layer].moves_K
@@ -94,11 +91,10 @@ def _affordable(paths: list[_Path], max_moves: int) -> list[int]:
 def _stretches(path: _Path) -> list[tuple[float, int]]:
     """The corners of the lower hull of peak over moves: (peak saved per move, row reached), steepest
     first."""
-    corners, row = [], 0
+    corners: list[tuple[float, int]] = []
+    row = 0
     while True:
-        later = np.flatnonzero(
-            (path.moves_K > path.moves_K[row]) & (path.peak_K < path.peak_K[row])
-        )
+        later = np.flatnonzero((path.moves_K > path.moves_K[row]) & (path.peak_K < path.peak_K[row]))
         if not len(later):
             return corners
         saved = path.peak_K[row] - path.peak_K[later]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.planner.jit import kernel
+from isotherm.jit import kernel
 
 SWEEPS = 5000
 TOLERANCE = 1e-9
@@ -97,9 +97,7 @@ def split_evenly(layer: Layer) -> None:
 
 
 @kernel
-def water_fill(
-    load_G: FloatArray, rank_X: Int64Array, n: int, heat: float, amount_X: FloatArray
-) -> None:
+def water_fill(load_G: FloatArray, rank_X: Int64Array, n: int, heat: float, amount_X: FloatArray) -> None:
     """Writes to ``amount_X`` what each of ``rank_X[:n]`` gets of ``heat`` so that the highest of them
     stays lowest: all that get any end at one level. Ranks above the level drop out until none does."""
     level, active, coldest = np.inf, n + 1, 0

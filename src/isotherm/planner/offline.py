@@ -54,7 +54,7 @@ def plan(
         ValueError: input that is not what it should be; the message names layer, value and rule.
         PlanRefusedError: the policy's answer breaks an invariant.
     """
-    heat_LE = heat.heat_LE if isinstance(heat, HeatWindow) else np.asarray(heat)
+    heat_LE: np.ndarray = heat.heat_LE if isinstance(heat, HeatWindow) else np.asarray(heat)
     if current is not None and not isinstance(current, Placement):
         current = Placement(np.asarray(current), heat_LE.shape[-1])
     request = PlanRequest(
@@ -75,15 +75,11 @@ def _share_rule(engine: Engine | None, shares: ShareRule | None) -> ShareRule:
         raise ValueError(f"engine={engine!r} is unknown: choose one of {', '.join(get_args(Engine))}")
     possible: ShareRule = "balanced" if engine in (None, "isotherm") else "even"
     if shares == "balanced" and possible == "even":
-        raise ValueError(
-            f"engine={engine!r} splits an expert's tokens evenly: leave shares='balanced' out"
-        )
+        raise ValueError(f"engine={engine!r} splits an expert's tokens evenly: leave shares='balanced' out")
     return possible if shares is None else shares
 
 
-def _moves_within(
-    max_moves: int | None, max_bytes: int | None, bytes_per_expert: int | None
-) -> int | None:
+def _moves_within(max_moves: int | None, max_bytes: int | None, bytes_per_expert: int | None) -> int | None:
     if (max_bytes is None) != (bytes_per_expert is None):
         raise ValueError(
             f"max_bytes={max_bytes} and bytes_per_expert={bytes_per_expert} go together: give both, or "

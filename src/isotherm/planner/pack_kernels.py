@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.planner.jit import kernel
+from isotherm.jit import kernel
 
 
 @kernel
@@ -41,9 +41,7 @@ def pack(weight_N: FloatArray, packs: int) -> Int64Array:
     for item in np.argsort(-weight_N, kind="mergesort"):
         best = -1
         for pack_number in range(packs):
-            if filled_G[pack_number] < size and (
-                best < 0 or weight_G[pack_number] < weight_G[best]
-            ):
+            if filled_G[pack_number] < size and (best < 0 or weight_G[pack_number] < weight_G[best]):
                 best = pack_number
         item_GS[best, filled_G[best]] = item
         filled_G[best] += 1

@@ -74,11 +74,11 @@ class PlanRequest:
 
     @property
     def layers(self) -> int:
-        return self.heat_LE.shape[0]
+        return int(self.heat_LE.shape[0])
 
     @property
     def experts(self) -> int:
-        return self.heat_LE.shape[1]
+        return int(self.heat_LE.shape[1])
 
 
 def _checked_heat(heat: FloatArray) -> FloatArray:
@@ -91,7 +91,6 @@ def _checked_heat(heat: FloatArray) -> FloatArray:
     if len(bad):
         layer, expert = bad[0]
         raise ValueError(
-            f"layer {layer}, expert {expert}: heat {heat_LE[layer, expert]} must be finite and not "
-            "negative"
+            f"layer {layer}, expert {expert}: heat {heat_LE[layer, expert]} must be finite and not negative"
         )
     return frozen(heat_LE, np.float64)

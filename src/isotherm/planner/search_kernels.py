@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.planner.jit import kernel
+from isotherm.jit import kernel
 from isotherm.planner.load_kernels import Layer, copy_layer, list_slots, settle, water_fill
 
 HOT = 1e-3
@@ -26,7 +26,7 @@ STEP_SWEEPS = 200
 
 @kernel
 def peak_of(load_G: FloatArray) -> float:
-    peak = load_G[0]
+    peak: float = load_G[0]
     for load in load_G:
         peak = max(peak, load)
     return peak
@@ -75,9 +75,7 @@ def repour(layer: Layer, load_G: FloatArray, expert: int, drop_slot: int, add_ra
 
 
 @kernel
-def offer(
-    score_K: FloatArray, change_K4: Int64Array, score: float, p: int, e: int, q: int, f: int
-) -> None:
+def offer(score_K: FloatArray, change_K4: Int64Array, score: float, p: int, e: int, q: int, f: int) -> None:
     """Keeps the change (slot ``p`` gets ``e``, slot ``q`` gets ``f``) if it is among the best."""
     if score <= score_K[-1]:
         return
@@ -102,9 +100,7 @@ def is_useful(layer: Layer, expert: int, hot: float) -> bool:
 
 
 @kernel
-def rate_replacements(
-    layer: Layer, target: float, score_K: FloatArray, change_K4: Int64Array
-) -> None:
+def rate_replacements(layer: Layer, target: float, score_K: FloatArray, change_K4: Int64Array) -> None:
     """Offers other experts for each slot that is empty or redundant: those that give tokens to a hot
     rank, and any at all where the slot itself is on one."""
     hot, now = peak_of(layer.load_G) * (1 - HOT), excess(layer.load_G, target)
@@ -165,9 +161,7 @@ def change_slots(layer: Layer, change_4: Int64Array, sweeps: int) -> None:
 
 
 @kernel
-def search_layer(
-    layer: Layer, trial: Layer, target: float, steps_KP: Int64Array, peak_K: FloatArray
-) -> int:
+def search_layer(layer: Layer, trial: Layer, target: float, steps_KP: Int64Array, peak_K: FloatArray) -> int:
     """Changes slots while the layer is above its target and a change helps. Row ``k`` of ``steps_KP``
     is the placement after ``k`` steps, ``peak_K[k]`` its highest load. Returns the number of rows.
     ``trial`` is scratch: another layer of the same heat."""

@@ -10,9 +10,7 @@ from isotherm.planner.load_kernels import make_layer
 from isotherm.topology import Topology
 
 
-def balanced_shares(
-    heat_LE: FloatArray | Int64Array, placement: Placement, topology: Topology
-) -> FloatArray:
+def balanced_shares(heat_LE: FloatArray | Int64Array, placement: Placement, topology: Topology) -> FloatArray:
     """Shares float64 [layers, slots] that minimise the load of the hottest rank in each layer.
 
     Each expert in turn is poured over its ranks like water, until a round changes nothing (1e-9 of the

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from isotherm.jit import kernel
 
 # Odd multipliers of Weyl sequences modulo 2^32 (the fraction of the golden ratio, and two primes): the
 # rounding offsets of the ranks, and of successive steps, spread evenly over [0, 1).
@@ -18,7 +19,7 @@ def rounding_base(layer: int, step: int, rank: int) -> int:
     return (rank * RANK_STRIDE + step * STEP_STRIDE + layer * ROW_STRIDE) & MASK
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel
 def map_and_count(
     ids_TK: np.ndarray,
     slots_TK: np.ndarray,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -30,28 +32,21 @@ class Router:
         received_LP: torch.Tensor,
     ) -> None:
         self._rank = rank
-        self._tables = tuple(
-            torch.from_numpy(array.copy()).to(device)
-            for array in (tables.offsets, tables.slots, tables.ends)
-        )
+        self._tables = tuple(torch.from_numpy(array.copy()).to(device) for array in tables.arrays)
         self._rows = [
             (*(table[layer] for table in self._tables), *heat_KLE[:, layer], received_LP[layer])
             for layer in range(len(tables.offsets))
         ]
         # Views are made once: making them in each call would cost more than the mapping.
-        self._host_rows = (
-            [tuple(tensor.numpy() for tensor in row) for row in self._rows]
-            if device.type == "cpu"
-            else []
+        self._host_rows: list[Any] = (
+            [tuple(tensor.numpy() for tensor in row) for row in self._rows] if device.type == "cpu" else []
         )
         self._seen_E = np.empty(heat_KLE.shape[2], np.int32)
         self._limit_P = np.empty(received_LP.shape[1], np.int64)
 
     def load(self, tables: RoutingTables) -> None:
         """Puts ``tables`` in force for every later ``route``, in place."""
-        for target, source in zip(
-            self._tables, (tables.offsets, tables.slots, tables.ends), strict=True
-        ):
+        for target, source in zip(self._tables, tables.arrays, strict=True):
             # The source is pageable memory, so the copy has read it when this returns.
             target.copy_(torch.from_numpy(source.copy()))
 
@@ -67,9 +62,7 @@ class Router:
         num_decode = min(num_decode, num_tokens)
         base = rounding_base(layer, step, self._rank)
         if not self._host_rows:
-            return device_ops.map_and_count(
-                ids_TK, num_tokens, num_decode, base, *self._rows[layer]
-            )
+            return device_ops.map_and_count(ids_TK, num_tokens, num_decode, base, *self._rows[layer])
         slots_TK = torch.empty_like(ids_TK)
         map_and_count(
             ids_TK.numpy(),

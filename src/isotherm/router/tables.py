@@ -28,10 +28,13 @@ class RoutingTables:
     slots: Int32Array
     ends: Int64Array
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Offsets, slots and ends, in that order."""
+        return self.offsets, self.slots, self.ends
+
     @classmethod
-    def build(
-        cls, slot_to_expert_LP: Int32Array, shares_LP: FloatArray, experts: int
-    ) -> RoutingTables:
+    def build(cls, slot_to_expert_LP: Int32Array, shares_LP: FloatArray, experts: int) -> RoutingTables:
         """Tables for these contents (-1: empty) and shares (0: retired).
 
         Raises:
@@ -59,9 +62,7 @@ class RoutingTables:
         total_LP = np.take_along_axis(totals_LE, inner_LP, axis=1)
         ends_LP = np.rint((sums_LP1[:, 1:] - start_LP) / total_LP * ONE).astype(np.int64)
         _close_rows(ends_LP, shares_LP, key_LP)
-        return cls(
-            frozen(offsets_LE1, np.int32), frozen(slots_LP, np.int32), frozen(ends_LP, np.int64)
-        )
+        return cls(frozen(offsets_LE1, np.int32), frozen(slots_LP, np.int32), frozen(ends_LP, np.int64))
 
 
 def _check_served(totals_LE: FloatArray) -> None:

@@ -42,9 +42,7 @@ def backend_for(device: torch.device | str) -> Backend:
 
         return HostBackend()
     if device.type == "mps":
-        raise ValueError(
-            "device='mps' has no streams that order copies and kernels: choose device='cpu'"
-        )
+        raise ValueError("device='mps' has no streams that order copies and kernels: choose device='cpu'")
     from isotherm.streams.accelerator import AcceleratorBackend
 
     return AcceleratorBackend(device)

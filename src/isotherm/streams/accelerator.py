@@ -170,6 +170,4 @@ class AcceleratorStream:
 
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
-            raise RuntimeError(
-                f"stream {self._name!r} is closed: submit before close(), or make another"
-            )
+            raise RuntimeError(f"stream {self._name!r} is closed: submit before close(), or make another")

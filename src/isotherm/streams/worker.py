@@ -113,9 +113,7 @@ class Worker:
     def put(self, work: Callable[[], None]) -> None:
         with self._lock:
             if self._state is not _State.OPEN:
-                raise RuntimeError(
-                    f"stream {self._name!r} is closed: submit before close(), or make another"
-                )
+                raise RuntimeError(f"stream {self._name!r} is closed: submit before close(), or make another")
             self._num_queued += 1
             self._queue.put(work)
 

@@ -55,9 +55,7 @@ def submit_never_waits(backend: Backend) -> None:
         side.submit(slow)
         submit_affine(side, cell, 1, 1)
         event = side.record_event()
-        require(
-            not is_done_within(event, GLANCE_SECONDS), "submit waited for the work in front of it"
-        )
+        require(not is_done_within(event, GLANCE_SECONDS), "submit waited for the work in front of it")
 
 
 def an_event_comes_after_its_work(backend: Backend) -> None:
@@ -115,9 +113,7 @@ def a_stream_waits_for_a_pending_event(backend: Backend) -> None:
         second.wait_event(first.record_event())
         submit_copy(second, source, target)
         copied = second.record_event()
-        require(
-            not is_done_within(copied, GLANCE_SECONDS), "a stream overtook the event it waits for"
-        )
+        require(not is_done_within(copied, GLANCE_SECONDS), "a stream overtook the event it waits for")
         slow.release()
         copied.synchronize()
         expect(target, 7, "a copy behind an event of the stream that writes")
