@@ -1,15 +1,18 @@
 """The `isotherm` command: results on stdout, talk on stderr.
 
-Exit codes: 0, the work was done; 1, a check said no; 2, wrong use or input; 70, a fault of ours.
+Exit codes: 0, the work was done; 1, a check said no; 2, wrong use or input; 70, a fault of ours; 130,
+interrupted.
 """
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,6 +21,7 @@ from isotherm.errors import IsothermError
 
 WRONG_USE = 2
 FAULT = 70
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,14 @@ class DoctorOptions:
     """Print the report as JSON on stdout."""
 
 
+def _subcommand(name: str, options: type) -> Any:
+    # Given in full: of a docstring, tyro by itself leaves the examples out.
+    return tyro.conf.subcommand(name, description=inspect.getdoc(options), prefix_name=False)
+
+
 _Command = (
-    Annotated[DemoOptions, tyro.conf.subcommand("demo", prefix_name=False)]
-    | Annotated[DoctorOptions, tyro.conf.subcommand("doctor", prefix_name=False)]
+    Annotated[DemoOptions, _subcommand("demo", DemoOptions)]
+    | Annotated[DoctorOptions, _subcommand("doctor", DoctorOptions)]
 )
 
 
@@ -49,6 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options, arguments)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else WRONG_USE
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left; the interpreter must not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, IsothermError) as error:
         _tell(f"isotherm: {error}")
         return WRONG_USE
@@ -60,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str]) -> DemoOptions | DoctorOptions:
     options: DemoOptions | DoctorOptions = tyro.cli(
-        _Command,  # type: ignore[arg-type]
+        _Command,
         prog="isotherm",
         description="Keeps the ranks of an expert-parallel MoE engine at the same temperature.",
         args=list(arguments),
@@ -83,8 +99,6 @@ def _demo(options: DemoOptions, arguments: Sequence[str]) -> int:
 
 
 def _as_rank(options: DemoOptions) -> int:
-    import os
-
     from isotherm.demo import launch
 
     try:

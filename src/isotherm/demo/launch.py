@@ -19,8 +19,6 @@ from isotherm.errors import MissingExtraError
 LAUNCHED = "ISOTHERM_DEMO_LAUNCHED"
 """Set in ranks that `launch_ranks` started: it tells the user what a rank raised, once."""
 
-INTERRUPTED = 130
-
 
 def launched_by_torch() -> bool:
     """Whether this process is a rank, started by torchrun or by `launch_ranks`."""
@@ -35,6 +33,7 @@ def launch_ranks(options: DemoOptions, arguments: Sequence[str]) -> int:
     Raises:
         ValueError: something that every rank would refuse, found before any starts.
         MissingExtraError: torch, transformers or matplotlib is not installed.
+        KeyboardInterrupt: the user stopped it.
     """
     check_extras()
     load_corpus(options.text or None)
@@ -75,9 +74,8 @@ def _run_ranks(options: DemoOptions, arguments: Sequence[str]) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "isotherm", "demo", *arguments)
-    except (SignalException, KeyboardInterrupt):
-        Console(stderr=True).print("interrupted; every rank was stopped")
-        return INTERRUPTED
+    except SignalException as stopped:  # by then the launcher has stopped every rank
+        raise KeyboardInterrupt from stopped
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode not in (1, 2):

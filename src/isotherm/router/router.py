@@ -33,16 +33,18 @@ class Router:
     ) -> None:
         self._rank = rank
         self._tables = tuple(torch.from_numpy(array.copy()).to(device) for array in tables.arrays)
-        self._rows = [
+        self._rows: list[Any] = [
             (*(table[layer] for table in self._tables), *heat_KLE[:, layer], received_LP[layer])
             for layer in range(len(tables.offsets))
         ]
-        # Views are made once: making them in each call would cost more than the mapping.
+        # Views are made once: making them in each call would cost more than the mapping. The last two are
+        # the kernel's scratch.
+        scratch = np.empty(heat_KLE.shape[2], np.int32), np.empty(received_LP.shape[1], np.int64)
         self._host_rows: list[Any] = (
-            [tuple(tensor.numpy() for tensor in row) for row in self._rows] if device.type == "cpu" else []
+            [(*(tensor.numpy() for tensor in row), *scratch) for row in self._rows]
+            if device.type == "cpu"
+            else []
         )
-        self._seen_E = np.empty(heat_KLE.shape[2], np.int32)
-        self._limit_P = np.empty(received_LP.shape[1], np.int64)
 
     def load(self, tables: RoutingTables) -> None:
         """Puts ``tables`` in force for every later ``route``, in place."""
@@ -71,8 +73,6 @@ class Router:
             num_decode,
             base,
             *self._host_rows[layer],
-            self._seen_E,
-            self._limit_P,
         )
         return slots_TK
 
