@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -135,17 +136,20 @@ def test_wrong_input_is_one_message_and_exit_code_2(tmp_path, dense_model):
             ("--text", str(tmp_path / "missing.txt")): ("missing.txt", "--text"),
             ("--text", str(empty)): ("empty.txt", "--text"),
             ("--policy", "best"): ("best", "incremental"),
+            ("--length", "9000000", "--ranks", "2"): ("length=9000000 does not fit text 'prose'",),
             ("--port", str(port)): (f"--port {port}", "choose another"),
             ("--step", "5"): ("--step", "--steps"),
             ("--mode", "fast"): ("fast", "observe"),
         }
-        for arguments, parts in cases.items():
-            done = run([*arguments, "--out", tmp_path / "out"])
-            assert done.returncode == 2, (arguments, done.stderr)
-            assert "Traceback" not in done.stderr, arguments
-            message = " ".join(done.stderr.replace("│", " ").split())
-            assert all(part in message for part in parts), (arguments, message)
-            assert not (tmp_path / "out").exists()
+        with ThreadPoolExecutor(2) as pool:
+            runs = [pool.submit(run, [*arguments, "--out", tmp_path / "out"]) for arguments in cases]
+    for (arguments, parts), each in zip(cases.items(), runs, strict=True):
+        done = each.result()
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr, arguments
+        message = " ".join(done.stderr.replace("│", " ").split())
+        assert all(part in message for part in parts), (arguments, message)
+    assert not (tmp_path / "out").exists()
 
 
 def processes_of(marker):

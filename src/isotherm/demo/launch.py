@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from isotherm.demo.text import load_corpus
 from isotherm.errors import MissingExtraError
 
 LAUNCHED = "ISOTHERM_DEMO_LAUNCHED"
-"""Set in ranks that `launch_ranks` started: it tells the user what a rank raised, once."""
+"""Set in ranks that `launch_ranks` started: the folder where each leaves why it refused, so that the user is
+told once."""
 
 
 def launched_by_torch() -> bool:
@@ -39,7 +41,7 @@ def launch_ranks(options: DemoOptions, arguments: Sequence[str]) -> int:
     load_corpus(options.text or None)
     if options.port is not None:
         _check_port(options.port)
-    _check_model(options)
+    _check_choices(options)
     _warm_up(Console(stderr=True))
     return _run_ranks(options, arguments)
 
@@ -54,13 +56,18 @@ def check_extras() -> None:
 
 
 def _run_ranks(options: DemoOptions, arguments: Sequence[str]) -> int:
+    # The launcher reports each failed rank at length; the user gets one line, from us.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="isotherm-") as refusals:
+        _set_environment(refusals)
+        return _launch(options, arguments, Path(refusals))
+
+
+def _launch(options: DemoOptions, arguments: Sequence[str], refusals: Path) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The launcher reports each failed rank at length; the user gets one line, from us.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    _set_environment()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -81,25 +88,24 @@ def _run_ranks(options: DemoOptions, arguments: Sequence[str]) -> int:
         if failure.exitcode not in (1, 2):
             raise RuntimeError(f"rank {rank} ended with exit code {failure.exitcode}") from error
         if failure.exitcode == 2:
-            raise ValueError(_told(failure.error_file)) from error
+            raise ValueError(_told(refusals)) from error
         return failure.exitcode
     return 0
 
 
 def tell_launcher(message: str) -> None:
     """Leaves ``message`` where the process that launched this rank finds it."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        Path(path).with_suffix(".isotherm").write_text(message)
+    Path(os.environ[LAUNCHED], f"{int(os.environ['RANK']):06}").write_text(message)
 
 
-def _told(error_file: str) -> str:
-    path = Path(error_file).with_suffix(".isotherm")
-    return path.read_text() if path.exists() else "a rank refused its options and did not say why"
+def _told(refusals: Path) -> str:
+    """What the lowest rank that refused said."""
+    told = sorted(refusals.iterdir())
+    return told[0].read_text() if told else "a rank refused its options and did not say why"
 
 
-def _set_environment() -> None:
-    os.environ[LAUNCHED] = "1"
+def _set_environment(refusals: str) -> None:
+    os.environ[LAUNCHED] = refusals
     # One thread per rank: the ranks share this machine's cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
@@ -122,8 +128,11 @@ def _check_port(port: int) -> None:
             ) from error
 
 
-def _check_model(options: DemoOptions) -> None:
-    """Reads the model once here, so that a wrong one is told before any rank starts."""
+def _check_choices(options: DemoOptions) -> None:
+    """Reads the model and looks the policy up once here, so that wrong ones are told before any rank starts."""
+    from isotherm.planner import get_policy
+
+    get_policy(options.policy)
     from isotherm.demo.engine import demo_topology, load_model, quiet_transformers
 
     quiet_transformers()
