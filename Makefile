@@ -16,12 +16,15 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
+# The floors of pyproject.toml.
+OLDEST := numpy==1.26.4 numba==0.65.0
+
 LOCK := requirements/dev.lock
 BIN := .venv/bin
 # Compiling every module of every package takes longer than installing them (measured: 54 s of CPU time
 # against 86 s). So pip leaves it out, and WARM compiles what all ranks of the demo import at once.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --prefer-binary --no-compile
-WARM := import numba, safetensors.torch, torch.distributed.run, transformers.models.qwen3_moe
+WARM := import isotherm.demo.worker, torch.distributed.run
 
 CUDA := $(shell command -v nvidia-smi 2>/dev/null; ls -d /proc/driver/nvidia 2>/dev/null)
 ifeq ($(shell uname -s 2>/dev/null):$(CUDA),Linux:)
@@ -47,6 +50,9 @@ demo: .venv/.demo-stamp
 
 test: .venv/.dev-stamp
 	@$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-oldest: .venv-oldest/.stamp
+	@.venv-oldest/bin/python -m pytest tests/planner tests/router tests/mover $(TEST_ARGS)
 
 lint: .venv/.dev-stamp
 	$(BIN)/ruff check
@@ -112,4 +118,13 @@ endif
 .venv/.dev-stamp: .venv/.demo-stamp
 	@echo "Installing what the tests and linters need ..."
 	@$(INSTALL) -c $(LOCK) -e '.[dev]'
+	@touch $@
+
+# Only what must be old is installed here; everything else is that of .venv, found behind it.
+.venv-oldest/.stamp: .venv/.dev-stamp Makefile
+	@echo "Installing $(OLDEST) beside .venv ..."
+	@$(BIN)/python -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet --prefer-binary $(OLDEST)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth"
 	@touch $@

@@ -129,7 +129,7 @@ def _check_port(port: int) -> None:
 
 
 def _check_choices(options: DemoOptions) -> None:
-    """Reads the model and looks the policy up once here, so that wrong ones are told before any rank starts."""
+    """Looks up model and policy once here, so that wrong ones are told before any rank starts."""
     from isotherm.planner import get_policy
 
     get_policy(options.policy)
