@@ -75,7 +75,7 @@ class HeatCollector:
         self._backend = backend_for(device)
         self._side = self._backend.main_stream() if inline else self._backend.side_stream("heat")
         self.totals = Totals(shape, topology, self._backend.device)
-        self._ring = SnapshotRing(self.totals.flat, self._backend)
+        self._ring = SnapshotRing(self.totals.flat, self._backend, span=span)
         self.gather = HeatGather(
             shape,
             topology,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from isotherm.control import Span, no_span
 from isotherm.streams import Backend, Event, Stream
 
 
@@ -38,8 +39,11 @@ class SnapshotRing:
     between them passes through two deques, whose append and popleft are atomic.
     """
 
-    def __init__(self, totals: torch.Tensor, backend: Backend, buffers: int = 4) -> None:
+    def __init__(
+        self, totals: torch.Tensor, backend: Backend, buffers: int = 4, span: Span = no_span
+    ) -> None:
         self._totals = totals
+        self._span = span
         self.buffers = buffers
         self._free = deque(
             _Buffer(torch.empty_like(totals), backend.pinned_empty(totals.shape, totals.dtype))
@@ -62,7 +66,12 @@ class SnapshotRing:
         if side is not counting:
             # The host copy reads what the counting stream has just been told to write.
             side.wait_event(counting.record_event())
-        side.submit(lambda: _copy(buffer.device, buffer.host), reads=[buffer.device], writes=[buffer.host])
+
+        def land() -> None:
+            with self._span(f"snapshot of step {step}", "heat stream"):
+                _copy(buffer.device, buffer.host)
+
+        side.submit(land, reads=[buffer.device], writes=[buffer.host])
         self._taken.append(Snapshot(step, tokens_K, buffer, side.record_event()))
         return True
 
