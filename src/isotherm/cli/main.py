@@ -69,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(f"isotherm: {error}")
         return WRONG_USE
     except Exception:
-        traceback.print_exc()
-        _tell("isotherm: this is a fault of ours; please report it with the lines above")
-        return FAULT
+        return _tell_fault()
 
 
 def _parse(arguments: Sequence[str]) -> DemoOptions | DoctorOptions:
@@ -107,10 +105,17 @@ def _as_rank(options: DemoOptions) -> int:
 
         return run_rank(options)
     except (ValueError, IsothermError) as error:
-        if launch.LAUNCHED not in os.environ:
-            raise
-        launch.tell_launcher(str(error))
-        return WRONG_USE
+        if launch.LAUNCHED in os.environ:
+            launch.tell_launcher(str(error))
+        else:
+            _tell(f"isotherm: {error}")
+        code = WRONG_USE
+    except Exception:
+        code = _tell_fault()
+    # Our threads may be inside a collective, and the end of the interpreter would abort them and the rank.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _doctor(options: DoctorOptions) -> int:
@@ -130,3 +135,9 @@ def _doctor(options: DoctorOptions) -> int:
 
 def _tell(message: str) -> None:
     print(message, file=sys.stderr)
+
+
+def _tell_fault() -> int:
+    traceback.print_exc()
+    _tell("isotherm: this is a fault of ours; please report it with the lines above")
+    return FAULT

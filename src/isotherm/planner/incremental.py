@@ -8,10 +8,15 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.planner.baselines import place_static
-from isotherm.planner.deepseek import place_deepseek
+from isotherm.planner.bounds import imbalance_bound
 from isotherm.planner.load_kernels import make_layer
+from isotherm.planner.pack_kernels import list_replicas, pack, separate, trade
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.search_kernels import search_layer
+from isotherm.topology import Topology
+
+NEAR_BOUND = 5e-4
+"""A placement from nothing is good enough within this of its lower bound."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,8 @@ def place_incremental(request: PlanRequest) -> Int64Array:
     Each layer above ``max_imbalance`` changes the slot, or swaps the two slots, that takes most away from
     the ranks above it, counting the shares that then serve it, until no change takes enough away. Within
     ``max_moves`` the changes that lower the sum of the hottest ranks most per move come first, over all
-    layers. Where nothing is loaded yet the way begins at the placement of `place_deepseek`.
+    layers. Where nothing is loaded yet the way begins at replicas packed greedily, with slots traded while
+    that helps, and ends within ``NEAR_BOUND`` of the lower bound.
 
     Raises:
         ValueError: groups were asked for, which this policy does not keep on their nodes.
@@ -43,26 +49,47 @@ def place_incremental(request: PlanRequest) -> Int64Array:
             f"groups={request.groups}: policy 'incremental' does not keep groups on their nodes; choose "
             "policy='deepseek', or leave groups out"
         )
-    start_LP = place_deepseek(request) if request.current is None else place_static(request)
+    if request.current is None:
+        start_LP = np.stack([_pack(heat_E, request.topology) for heat_E in request.heat_LE])
+        near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND)
+        target_L = np.maximum(near_L, request.max_imbalance)
+    else:
+        start_LP = place_static(request)
+        target_L = np.full(request.layers, request.max_imbalance)
     paths = [
-        _search(request, heat_E, start_P) for heat_E, start_P in zip(request.heat_LE, start_LP, strict=True)
+        _search(request, heat_E, start_P, target)
+        for heat_E, start_P, target in zip(request.heat_LE, start_LP, target_L, strict=True)
     ]
     rows = _lowest(paths) if request.max_moves is None else _affordable(paths, request.max_moves)
     return np.stack([path.slot_to_expert_KP[row] for path, row in zip(paths, rows, strict=True)])
 
 
-def _search(request: PlanRequest, heat: FloatArray, start_P: Int64Array) -> _Path:
+def _pack(heat: FloatArray, topology: Topology) -> Int64Array:
+    """One layer from nothing, as good as even shares are brought quickly."""
+    heat_E = np.array(heat)
+    replica_P = list_replicas(heat_E, topology.slots, topology.ranks)
+    weight_E = heat_E / np.bincount(replica_P, minlength=len(heat_E))
+    expert_GS = replica_P[pack(weight_E[replica_P], topology.ranks)]
+    if topology.slots_per_rank <= len(heat_E):
+        separate(expert_GS, weight_E)
+    trade(expert_GS, weight_E, heat_E.sum() / topology.ranks)
+    return expert_GS.ravel()
+
+
+def _search(request: PlanRequest, heat: FloatArray, start_P: Int64Array, target: float) -> _Path:
     ranks, slots = request.topology.ranks, request.topology.slots
     mean = float(heat.sum()) / ranks
     if mean <= 0:
         return _Path(start_P[None], np.zeros(1), np.zeros(1, np.int64))
     balanced = request.shares == "balanced"
-    layer = make_layer(start_P, heat / mean, ranks, balanced)
-    scratch = make_layer(start_P, heat / mean, ranks, balanced)
+    even = make_layer(start_P, heat / mean, ranks, False)
+    if even.load_G.max() <= target:  # exact shares can only be better
+        return _Path(start_P[None], np.full(1, even.load_G.max() * mean), np.zeros(1, np.int64))
+    layer, trial = make_layer(start_P, heat / mean, ranks, balanced), even._replace(balanced=balanced)
     limit = slots if request.max_moves is None else min(slots, request.max_moves)
     slot_to_expert_KP = np.empty((limit + 1, slots), np.int64)
     peak_K = np.empty(limit + 1)
-    rows = search_layer(layer, scratch, request.max_imbalance, slot_to_expert_KP, peak_K)
+    rows = search_layer(layer, trial, target, slot_to_expert_KP, peak_K)
     slot_to_expert_KP = slot_to_expert_KP[:rows].copy()
     moves_K = (slot_to_expert_KP != start_P).sum(axis=1)
     return _Path(slot_to_expert_KP, peak_K[:rows] * mean, moves_K)

@@ -19,9 +19,9 @@ MIN_STEP = 0.003
 TRIALS = 4
 """So many of the changes that look best are tried out with their true shares."""
 TRIAL_SWEEPS = 20
+STEP_SWEEPS = 200
 ABOVE_WEIGHT = 8.0
 """What a rank above the target counts against one below it, where ranks are compared."""
-STEP_SWEEPS = 200
 
 
 @kernel
@@ -33,12 +33,18 @@ def peak_of(load_G: FloatArray) -> float:
 
 
 @kernel
+def excess_of(load: float, target: float) -> float:
+    """How far one rank is from the mean: the square, weighted above the target."""
+    square = (load - 1.0) * (load - 1.0)
+    return ABOVE_WEIGHT * square if load >= target else square
+
+
+@kernel
 def excess(load_G: FloatArray, target: float) -> float:
-    """How far the ranks are from the mean: the sum of the squares, those above the target weighted."""
+    """How far the ranks are from the mean, added up."""
     total = 0.0
     for load in load_G:
-        square = (load - 1.0) * (load - 1.0)
-        total += ABOVE_WEIGHT * square if load >= target else square
+        total += excess_of(load, target)
     return total
 
 
@@ -125,11 +131,33 @@ def rate_replacements(layer: Layer, target: float, score_K: FloatArray, change_K
 
 
 @kernel
+def has_one_slot(layer: Layer, expert: int) -> bool:
+    return bool(layer.start_E1[expert + 1] - layer.start_E1[expert] == 1)
+
+
+@kernel
+def rate_swap(layer: Layer, target: float, now: float, slot: int, other: int, load_G: FloatArray) -> float:
+    """What swapping the experts of two slots takes away from ``now``. ``load_G`` is scratch."""
+    rank, to = slot // layer.slots_per_rank, other // layer.slots_per_rank
+    expert, swapped = layer.slot_expert_P[slot], layer.slot_expert_P[other]
+    if has_one_slot(layer, expert) and has_one_slot(layer, swapped):
+        # No share changes: the two ranks trade whole experts, and no other rank feels it.
+        difference = layer.tokens_P[slot] - layer.tokens_P[other]
+        hot, cold = layer.load_G[rank], layer.load_G[to]
+        before = excess_of(hot, target) + excess_of(cold, target)
+        return before - excess_of(hot - difference, target) - excess_of(cold + difference, target)
+    load_G[:] = layer.load_G
+    repour(layer, load_G, expert, slot, to)
+    repour(layer, load_G, swapped, other, rank)
+    return now - excess(load_G, target)
+
+
+@kernel
 def rate_swaps(layer: Layer, target: float, score_K: FloatArray, change_K4: Int64Array) -> None:
     """Offers to swap each expert of the hottest rank with each of the ranks below the target, at half
     the gain: a swap takes two moves."""
     now, peak = excess(layer.load_G, target), peak_of(layer.load_G)
-    load_G, rank, size = layer.load_G.copy(), 0, layer.slots_per_rank
+    scratch_G, rank, size = layer.load_G.copy(), 0, layer.slots_per_rank
     while layer.load_G[rank] < peak:
         rank += 1
     for slot in range(rank * size, (rank + 1) * size):
@@ -142,10 +170,7 @@ def rate_swaps(layer: Layer, target: float, score_K: FloatArray, change_K4: Int6
                 continue
             if holds(layer, rank, swapped) or holds(layer, to, expert):
                 continue
-            load_G[:] = layer.load_G
-            repour(layer, load_G, expert, slot, to)
-            repour(layer, load_G, swapped, other, rank)
-            gain = now - excess(load_G, target)
+            gain = rate_swap(layer, target, now, slot, other, scratch_G)
             offer(score_K, change_K4, gain / 2, slot, swapped, other, expert)
 
 
