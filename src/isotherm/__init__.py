@@ -17,6 +17,7 @@ from isotherm.errors import (
 )
 from isotherm.placement import EMPTY, Move, Placement, Plan
 from isotherm.planner import plan
+from isotherm.status import State, Statistics
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import (
     KINDS,
@@ -27,7 +28,7 @@ from isotherm.window import (
 )
 
 if TYPE_CHECKING:
-    from isotherm.balancer import Balancer, State, Statistics
+    from isotherm.balancer import Balancer
     from isotherm.heat import HeatCollector
 
 __version__ = "0.1.0"
@@ -61,8 +62,6 @@ __all__ = [
 
 _NEEDS_TORCH = {
     "Balancer": "isotherm.balancer",
-    "State": "isotherm.balancer",
-    "Statistics": "isotherm.balancer",
     "HeatCollector": "isotherm.heat",
 }
 

@@ -17,8 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -34,55 +33,12 @@ from isotherm.heat import HeatCollector
 from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Transport, Weights
 from isotherm.placement import Placement, Plan, digest
 from isotherm.router import Router, RoutingTables
+from isotherm.status import State, Statistics, TablesInForce
 from isotherm.streams import Backend, Event, backend_for, count_wait, forward_path, forward_waits
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow, overall_imbalance
 
 logger = logging.getLogger("isotherm")
-
-
-class State(Enum):
-    """What the balancer is doing beside the engine."""
-
-    OBSERVING = "observing"
-    PLANNING = "planning"
-    MOVING = "moving"
-    DEGRADED = "degraded"
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """The balancer at one moment, on this rank.
-
-    ``gathered_step`` is the step up to which heat of all ranks is known here. ``moves`` counts experts
-    moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits`` counts the times that a call
-    on the forward path blocked the host, in this process. ``main_cpu_seconds`` is CPU time of the engine's
-    thread in Isotherm. ``imbalance`` is what the last window carried, None before the first.
-    """
-
-    state: State
-    mode: Mode
-    steps: int
-    gathered_step: int
-    epoch: int
-    rounds: int
-    windows: int
-    plans: int
-    moves: int
-    moved_bytes: int
-    skipped_snapshots: int
-    failures: int
-    waits: int
-    main_cpu_seconds: float
-    imbalance: float | None
-
-
-@dataclass(frozen=True)
-class TablesInForce:
-    """From ``step`` on this rank routes by the tables of ``epoch``."""
-
-    step: int
-    epoch: int
 
 
 class Balancer:
@@ -138,18 +94,32 @@ class Balancer:
         self._check_fit(placement)
         planner.get_policy(self.config.policy)
         self._backend = backend_for(device or _device_of(weights))
+        self._make_rooms(Ledger.start(placement, placement.even_shares()), weights, transport)
+        self._make_state()
+        router.warm_up()
+        if self._link.rank == 0:
+            planner.warm_up()
+        self._check_peers(placement)
+        if not inline:
+            self._heartbeat.start()
+
+    def _make_rooms(
+        self,
+        start: Ledger,
+        weights: Weights | None,
+        transport: Callable[[ExpertWeights, Topology, Backend], Transport],
+    ) -> None:
         self._collector = HeatCollector(
-            shape,
-            topology,
+            self.shape,
+            self.topology,
             None,
             window_steps=self.config.window_steps,
             slices=self.config.slices,
             device=self._backend.device,
-            inline=inline,
-            span=span,
+            inline=self._inline,
+            span=self._span,
         )
         self._collector.on_window(self._on_window)
-        start = Ledger.start(placement, placement.even_shares())
         self._router = Router(
             self._tables_of(start),
             rank=self._link.rank,
@@ -163,11 +133,13 @@ class Balancer:
             self._link,
             [self._collector.gather, self._announcer, self._mover],
             interval_seconds=self.config.heartbeat_seconds,
-            span=span,
+            span=self._span,
             on_failure=self._on_failure,
         )
         host = backend_for("cpu")
-        self._planner = host.main_stream() if inline else host.side_stream("planner")
+        self._planner = host.main_stream() if self._inline else host.side_stream("planner")
+
+    def _make_state(self) -> None:
         # Left by the heartbeat's thread, picked up by the engine's.
         self._waiting_tables: tuple[int, RoutingTables] | None = None
         # Left by the engine's thread, picked up by the heartbeat's: (epoch, steps, event behind them).
@@ -181,19 +153,14 @@ class Balancer:
         self._imbalance: float | None = None
         self._window_callback: Callable[[HeatWindow], None] | None = None
         self._decision_callback: Callable[[Decision], None] | None = None
-        self.tables_in_force: list[TablesInForce] = [TablesInForce(0, 0)]
+        # The newest only: a server publishes for months.
+        self.tables_in_force = deque([TablesInForce(0, 0)], maxlen=4096)
         self._mode = self.config.mode
         self._epoch = 0
         self._num_tokens = self._num_decode = 0
         self._main_cpu_seconds = 0.0
         self._scope = _StepScope(self)
         self._closed = False
-        router.warm_up()
-        if self._link.rank == 0:
-            planner.warm_up()
-        self._check_peers(placement)
-        if not inline:
-            self._heartbeat.start()
 
     # -- the engine's thread -------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.balancer import Statistics, TablesInForce
 from isotherm.config import Config, Mode
 from isotherm.control import Span, no_span
 from isotherm.decide import Decision
@@ -23,6 +22,7 @@ from isotherm.demo.options import DemoOptions
 from isotherm.demo.traffic import Traffic
 from isotherm.engines.transformers import ExpertParallelModel, moe_shape, parallelize
 from isotherm.mover import HostTransport, Transport
+from isotherm.status import Statistics, TablesInForce
 from isotherm.testing.faults import HastyTransport
 from isotherm.topology import Topology
 from isotherm.window import HeatWindow

@@ -1,0 +1,52 @@
+"""What a balancer says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from isotherm.config import Mode
+
+
+class State(Enum):
+    """What the balancer is doing beside the engine."""
+
+    OBSERVING = "observing"
+    PLANNING = "planning"
+    MOVING = "moving"
+    DEGRADED = "degraded"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The balancer at one moment, on this rank.
+
+    ``gathered_step`` is the step up to which heat of all ranks is known here. ``moves`` counts experts
+    moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits`` counts the times that a call
+    on the forward path blocked the host, in this process. ``main_cpu_seconds`` is CPU time of the engine's
+    thread in Isotherm. ``imbalance`` is what the last window carried, None before the first.
+    """
+
+    state: State
+    mode: Mode
+    steps: int
+    gathered_step: int
+    epoch: int
+    rounds: int
+    windows: int
+    plans: int
+    moves: int
+    moved_bytes: int
+    skipped_snapshots: int
+    failures: int
+    waits: int
+    main_cpu_seconds: float
+    imbalance: float | None
+
+
+@dataclass(frozen=True)
+class TablesInForce:
+    """From ``step`` on this rank routes by the tables of ``epoch``."""
+
+    step: int
+    epoch: int
