@@ -119,8 +119,8 @@ def replan_rows(decode: np.ndarray, prefill: np.ndarray, near: np.ndarray) -> li
 def print_rows(rows: list[Row]) -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     table = Table(title=f"Plans of 58 layers x 256 experts ({machine}, numpy {np.__version__})")
-    table.add_column("work")
-    table.add_column("policy")
+    table.add_column("work", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
     table.add_column("shares")
     for name in ("mean", "worst layer", "bound", "slots changed", "median ms", "slowest"):
         table.add_column(name, justify="right")
@@ -136,7 +136,9 @@ def print_rows(rows: list[Row]) -> None:
             f"{row.median_ms:.1f}",
             f"{row.slowest_ms:.1f}",
         )
-    Console(width=None).print(table)
+    console = Console()
+    # A pipe has no width of its own.
+    (console if console.is_terminal else Console(width=130)).print(table)
 
 
 def main() -> None:

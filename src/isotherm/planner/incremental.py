@@ -15,8 +15,9 @@ from isotherm.planner.request import PlanRequest
 from isotherm.planner.search_kernels import search_layer
 from isotherm.topology import Topology
 
-NEAR_BOUND = 5e-4
-"""A placement from nothing is good enough within this of its lower bound."""
+NEAR_BOUND = {"even": 1e-2, "balanced": 1e-3}
+"""A placement from nothing is good enough within this part of its lower bound. With even shares a search
+finds next to nothing after packing and trading, and takes ten times as long."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ def place_incremental(request: PlanRequest) -> Int64Array:
         )
     if request.current is None:
         start_LP = np.stack([_pack(heat_E, request.topology) for heat_E in request.heat_LE])
-        near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND)
+        near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND[request.shares])
         target_L = np.maximum(near_L, request.max_imbalance)
     else:
         start_LP = place_static(request)
