@@ -124,8 +124,8 @@ def _reason(request: PlanRequest, start: Placement, planned: float, moves: int) 
         return "nothing to do: there is no heat"
     if request.current is None:
         return f"a first placement: imbalance {planned:.3f}"
+    if not moves:
+        return f"nothing to move: imbalance {planned:.3f}, and no move lowers it enough"
     shares_LP = _shares(request, start)
     as_is = overall_imbalance(rank_loads(request.heat_LE, start, shares_LP, request.topology))
-    if moves:
-        return f"{moves} moves: imbalance {as_is:.3f} to {planned:.3f}"
-    return f"nothing to move: imbalance {planned:.3f}, and no move lowers it enough"
+    return f"{moves} moves: imbalance {as_is:.3f} to {planned:.3f}"

@@ -51,7 +51,7 @@ def make_layer(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanc
     )
     list_slots(layer)
     split_evenly(layer)
-    settle(layer, SWEEPS)
+    settle(layer, SWEEPS, TOLERANCE)
     return layer
 
 
@@ -152,23 +152,26 @@ def share_out(layer: Layer, expert: int) -> float:
 
 
 @kernel
-def settle(layer: Layer, sweeps: int) -> None:
+def settle(layer: Layer, sweeps: int, tolerance: float) -> None:
     """Brings tokens and loads to the layer's shares. Balanced ones start from the tokens as they are,
-    one expert after the other, until a sweep changes no rank by ``TOLERANCE`` of the mean."""
+    one expert after the other, until a sweep changes no rank by ``tolerance`` of the mean."""
     if not layer.balanced:
         split_evenly(layer)
+    shared_E, num_shared = np.empty(len(layer.heat_E), np.int64), 0
     for expert in range(len(layer.heat_E)):
-        if layer.start_E1[expert + 1] - layer.start_E1[expert] == 1:
+        replicas = layer.start_E1[expert + 1] - layer.start_E1[expert]
+        if replicas == 1:
             layer.tokens_P[layer.slots_P[layer.start_E1[expert]]] = layer.heat_E[expert]
+        elif layer.heat_E[expert] > 0.0:
+            shared_E[num_shared] = expert
+            num_shared += 1
     for rank in range(len(layer.load_G)):
         layer.load_G[rank] = 0.0
     for slot in range(len(layer.tokens_P)):
         layer.load_G[slot // layer.slots_per_rank] += layer.tokens_P[slot]
     for _ in range(sweeps if layer.balanced else 0):
         change = 0.0
-        for expert in range(len(layer.heat_E)):
-            replicas = layer.start_E1[expert + 1] - layer.start_E1[expert]
-            if replicas > 1 and layer.heat_E[expert] > 0.0:
-                change = max(change, share_out(layer, expert))
-        if change <= TOLERANCE:
+        for i in range(num_shared):
+            change = max(change, share_out(layer, shared_E[i]))
+        if change <= tolerance:
             return

@@ -18,8 +18,10 @@ MIN_STEP = 0.003
 """A step must take away at least this part of the excess per move."""
 TRIALS = 4
 """So many of the changes that look best are tried out with their true shares."""
-TRIAL_SWEEPS = 20
+TRIAL_SWEEPS = 8
 STEP_SWEEPS = 200
+STEP_TOLERANCE = 1e-5
+"""The search settles loads to this part of the mean: finer changes no decision, and takes longer."""
 ABOVE_WEIGHT = 8.0
 """What a rank above the target counts against one below it, where ranks are compared."""
 
@@ -182,7 +184,7 @@ def change_slots(layer: Layer, change_4: Int64Array, sweeps: int) -> None:
             layer.slot_expert_P[change_4[i]] = change_4[i + 1]
             layer.tokens_P[change_4[i]] = 0.0
     list_slots(layer)
-    settle(layer, sweeps)
+    settle(layer, sweeps, STEP_TOLERANCE)
 
 
 @kernel
