@@ -24,13 +24,14 @@ import torch
 import torch.distributed as dist
 
 from isotherm import planner, router
+from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import MODES, Config, Mode
 from isotherm.control import Announcer, GroupLink, Heartbeat, Span, check_peers, no_span
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.errors import IsothermError
 from isotherm.heat import HeatCollector
-from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Transport, Weights
+from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Rules, Transport, Weights
 from isotherm.placement import Placement, Plan, digest
 from isotherm.router import Router, RoutingTables
 from isotherm.status import State, Statistics, TablesInForce
@@ -97,8 +98,7 @@ class Balancer:
         self._make_rooms(Ledger.start(placement, placement.even_shares()), weights, transport)
         self._make_state()
         router.warm_up()
-        if self._link.rank == 0:
-            planner.warm_up()
+        planner.warm_up()
         self._check_peers(placement)
         if not inline:
             self._heartbeat.start()
@@ -151,6 +151,7 @@ class Balancer:
         self._windows = 0
         self._plans = 0
         self._imbalance: float | None = None
+        self._heat_LE: Int64Array | None = None
         self._window_callback: Callable[[HeatWindow], None] | None = None
         self._decision_callback: Callable[[Decision], None] | None = None
         # The newest only: a server publishes for months.
@@ -255,6 +256,7 @@ class Balancer:
     def _on_window(self, window: HeatWindow) -> None:
         self._windows += 1
         self._imbalance = overall_imbalance(window.load_LG)
+        self._heat_LE = window.heat_LE
         if self._window_callback is not None:
             self._window_callback(window)
         if self._link.rank == 0 and not self._planning:
@@ -270,6 +272,13 @@ class Balancer:
             return
         self._plans += 1
         self._mover.aim(plan.placement, plan.shares)
+
+    def _reshare(self, live: Placement) -> FloatArray:
+        """The best shares while slots are retired or empty, for the newest heat: the same on every rank,
+        since windows and plans are delivered in the same rounds."""
+        if self._heat_LE is None:
+            return live.even_shares()
+        return planner.balanced_shares(self._heat_LE, live, self.topology)
 
     def _publish(self, ledger: Ledger) -> None:
         self._waiting_tables = (ledger.epoch, self._tables_of(ledger))
@@ -399,11 +408,10 @@ class Balancer:
         self._movable = transport is not None and self.topology.slots > self.shape.experts
         return Mover(
             start,
-            self.topology,
+            Rules(self.topology, self.config.moves_in_flight, self._reshare),
             transport,
             bytes_per_expert=bytes_per_expert,
             bytes_per_step=self.config.move_bytes_per_step,
-            limit=self.config.moves_in_flight,
             finished=self._steps_finished,
             publish=self._publish,
             span=self._span,

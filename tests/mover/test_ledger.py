@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isotherm.mover.ledger import Ledger, Phase, accept, filled, retired
+from isotherm.mover.ledger import Ledger, Phase, Rules, accept, filled, retired
 from isotherm.placement import EMPTY, Placement, check_shares, expert_sums
 from isotherm.topology import MoEShape, Topology
 
@@ -22,6 +22,10 @@ def random_shares(rng, placement):
     raw = rng.random(placement.slot_to_expert.shape) + 1e-3
     sums = expert_sums(placement, raw)
     return raw / np.take_along_axis(sums, placement.slot_to_expert.astype(int), 1)
+
+
+def even_rules(topology, limit):
+    return Rules(topology, limit, Placement.even_shares)
 
 
 def check_safe(ledger, older):
@@ -47,12 +51,12 @@ def test_every_goal_is_reached_and_every_mix_of_two_tables_is_right(case):
     seed, experts, redundant, limit = case
     rng = np.random.default_rng(seed)
     slots = experts + redundant
-    topology = Topology(ranks=slots, slots_per_rank=1)
+    rules = even_rules(Topology(ranks=slots, slots_per_rank=1), limit)
     start, goal = (random_placement(rng, 3, experts, slots) for _ in range(2))
     ledger = Ledger.start(start, random_shares(rng, start))
     shares = random_shares(rng, goal)
     before = ledger
-    ledger = accept(ledger, goal, shares, topology, limit, step=0)
+    ledger = accept(ledger, goal, shares, rules, step=0)
     check_safe(ledger, before)
     for _ in range(20 * slots * 3):
         if ledger.phase is Phase.SETTLED:
@@ -61,7 +65,7 @@ def test_every_goal_is_reached_and_every_mix_of_two_tables_is_right(case):
         # Ranks may still route by the tables of this epoch while the batch is dead and being filled.
         ledger = retired(ledger, step=1)
         check_safe(ledger, in_force)
-        ledger = filled(ledger, topology, limit, step=2)
+        ledger = filled(ledger, rules, step=2)
         assert len(ledger.batch) <= max(limit, 1)
         check_safe(ledger, in_force)
     assert ledger.phase is Phase.SETTLED
@@ -75,18 +79,18 @@ def test_a_plan_replaced_under_way_leads_to_the_new_goal(case, after):
     seed, experts, redundant, limit = case
     rng = np.random.default_rng(seed)
     slots = experts + redundant
-    topology = Topology(ranks=slots, slots_per_rank=1)
+    rules = even_rules(Topology(ranks=slots, slots_per_rank=1), limit)
     start, first, second = (random_placement(rng, 2, experts, slots) for _ in range(3))
     ledger = Ledger.start(start, start.even_shares())
-    ledger = accept(ledger, first, first.even_shares(), topology, limit, step=0)
+    ledger = accept(ledger, first, first.even_shares(), rules, step=0)
     for turn in range(500):
         in_force = ledger
         if turn == after:
-            ledger = accept(ledger, second, second.even_shares(), topology, limit, step=turn)
+            ledger = accept(ledger, second, second.even_shares(), rules, step=turn)
         elif ledger.phase is Phase.RETIRING:
             ledger = retired(ledger, step=turn)
         elif ledger.phase is Phase.FILLING:
-            ledger = filled(ledger, topology, limit, step=turn)
+            ledger = filled(ledger, rules, step=turn)
         elif turn > after:
             break
         check_safe(ledger, in_force)
@@ -99,7 +103,7 @@ def test_new_shares_alone_are_one_epoch_and_no_move():
     ledger = Ledger.start(placement, placement.even_shares())
     shares = placement.even_shares().copy()
     shares[:, 0], shares[:, 4] = 0.9, 0.1
-    ledger = accept(ledger, placement, shares, topology, limit=4, step=7)
+    ledger = accept(ledger, placement, shares, even_rules(topology, 4), step=7)
     assert (ledger.epoch, ledger.phase, ledger.batch) == (1, Phase.SETTLED, ())
     np.testing.assert_allclose(ledger.shares, shares)
 
@@ -108,7 +112,9 @@ def test_the_nearest_source_is_chosen():
     topology = Topology(ranks=4, slots_per_rank=2, nodes=2)
     start = Placement(np.array([[0, 1, 2, 3, 0, 1, 0, 1]], np.int32), 4)
     goal = Placement(np.array([[0, 1, 2, 3, 0, 1, 0, 0]], np.int32), 4)
-    ledger = accept(Ledger.start(start, start.even_shares()), goal, goal.even_shares(), topology, 4, 0)
+    ledger = accept(
+        Ledger.start(start, start.even_shares()), goal, goal.even_shares(), even_rules(topology, 4), 0
+    )
     assert [(fill.target, fill.source) for fill in ledger.batch] == [(7, 6)]
 
 
@@ -117,7 +123,7 @@ def test_a_layer_without_redundancy_cannot_move():
     start = Placement(np.array([[0, 1, 2, 3]], np.int32), 4)
     goal = Placement(np.array([[1, 0, 2, 3]], np.int32), 4)
     with pytest.raises(ValueError, match="layer 0 has 4 slots for 4 experts, none redundant"):
-        accept(Ledger.start(start, start.even_shares()), goal, goal.even_shares(), topology, 4, 0)
+        accept(Ledger.start(start, start.even_shares()), goal, goal.even_shares(), even_rules(topology, 4), 0)
 
 
 def test_a_plan_names_the_contents_it_was_made_for():
@@ -125,7 +131,28 @@ def test_a_plan_names_the_contents_it_was_made_for():
     start = Placement(np.array([[0, 1, 1]], np.int32), 2)
     goal = Placement(np.array([[0, 1, 0]], np.int32), 2)
     ledger = Ledger.start(start, start.even_shares())
-    there = filled(retired(accept(ledger, goal, goal.even_shares(), topology, 1, 0), 1), topology, 1, 2)
-    back = filled(retired(accept(there, start, start.even_shares(), topology, 1, 0), 1), topology, 1, 2)
+    rules = even_rules(topology, 1)
+    there = filled(retired(accept(ledger, goal, goal.even_shares(), rules, 0), 1), rules, 2)
+    back = filled(retired(accept(there, start, start.even_shares(), rules, 0), 1), rules, 2)
     assert back.placement == start
     assert len({ledger.identity, there.identity, back.identity}) == 3
+
+
+def test_shares_on_the_way_are_asked_for_what_is_live():
+    topology = Topology(ranks=3, slots_per_rank=2)
+    start = Placement(np.array([[0, 1, 2, 3, 0, 1]], np.int32), 4)
+    goal = Placement(np.array([[0, 1, 2, 3, 2, 1]], np.int32), 4)
+    asked = []
+
+    def reshare(live):
+        asked.append(live.slot_to_expert[0].tolist())
+        return np.array([[1.0, 0.75, 1.0, 1.0, 0.0, 0.25]])
+
+    rules = Rules(topology, 4, reshare)
+    shares = np.array([[1.0, 0.5, 0.6, 1.0, 0.4, 0.5]])
+    ledger = accept(Ledger.start(start, start.even_shares()), goal, shares, rules, 0)
+    assert asked == [[0, 1, 2, 3, EMPTY, 1]]
+    assert ledger.shares.tolist() == [[1.0, 0.75, 1.0, 1.0, 0.0, 0.25]]
+    arrived = filled(retired(ledger, 1), rules, 2)
+    assert arrived.shares.tolist() == shares.tolist()
+    assert len(asked) == 1

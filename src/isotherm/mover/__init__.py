@@ -1,6 +1,6 @@
 """Retire, fill, publish: weights moved into slots that nobody uses."""
 
-from isotherm.mover.ledger import Ledger, Phase
+from isotherm.mover.ledger import Ledger, Phase, Rules
 from isotherm.mover.mover import Mover, Transport
 from isotherm.mover.transport import HostTransport
 from isotherm.mover.weights import ExpertWeights, Weights
@@ -11,6 +11,7 @@ __all__ = [
     "Ledger",
     "Mover",
     "Phase",
+    "Rules",
     "Transport",
     "Weights",
 ]

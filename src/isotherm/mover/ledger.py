@@ -12,13 +12,14 @@ are equal after equal rounds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 
-from isotherm.arrays import BoolArray, FloatArray, Int32Array, Int64Array, frozen
-from isotherm.placement import EMPTY, Placement, digest
+from isotherm.arrays import FloatArray, Int32Array, Int64Array, frozen
+from isotherm.placement import EMPTY, Placement, check_shares, digest
 from isotherm.topology import Topology
 
 
@@ -26,6 +27,16 @@ class Phase(Enum):
     SETTLED = "settled"
     RETIRING = "retiring"
     FILLING = "filling"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the way is made: at most ``limit`` slots are retired at once, and ``reshare`` gives the shares of
+    every placement on the way, whose retired and dead slots are empty."""
+
+    topology: Topology
+    limit: int
+    reshare: Callable[[Placement], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -88,13 +99,11 @@ class Ledger:
         return digest(self.content.tobytes() + self.version.tobytes())
 
 
-def accept(
-    ledger: Ledger, goal: Placement, shares_LP: FloatArray, topology: Topology, limit: int, step: int
-) -> Ledger:
+def accept(ledger: Ledger, goal: Placement, shares_LP: FloatArray, rules: Rules, step: int) -> Ledger:
     """Begins the way to ``goal`` and its shares, from whatever is under way now.
 
-    Shares of slots that keep their expert are in force from the next epoch; ``limit`` slots are retired
-    at a time. A batch that is being filled is finished first.
+    The plan's own shares are in force when all its slots are filled; until then those of ``rules``. A batch
+    that is being filled is finished first.
 
     Raises:
         ValueError: a layer has no redundant slot and would have to move: there is no slot to go through.
@@ -104,7 +113,7 @@ def accept(
     if ledger.phase is Phase.FILLING:
         return aimed
     # A slot that is being retired still holds its expert: retiring is taken back by choosing anew.
-    return _begin_batch(aimed, topology, limit, step)
+    return _begin_batch(aimed, rules, step)
 
 
 def retired(ledger: Ledger, step: int) -> Ledger:
@@ -114,12 +123,12 @@ def retired(ledger: Ledger, step: int) -> Ledger:
     return replace(ledger, content=content_LP, version=version_LP, phase=Phase.FILLING, since_step=step)
 
 
-def filled(ledger: Ledger, topology: Topology, limit: int, step: int) -> Ledger:
+def filled(ledger: Ledger, rules: Rules, step: int) -> Ledger:
     """The batch has arrived: publishes it, and retires the next one in the same epoch."""
     assert ledger.phase is Phase.FILLING
     content_LP, version_LP = _write(ledger, None)
     published = replace(ledger, content=content_LP, version=version_LP, batch=())
-    return _begin_batch(published, topology, limit, step)
+    return _begin_batch(published, rules, step)
 
 
 def _write(ledger: Ledger, expert: int | None) -> tuple[Int32Array, Int64Array]:
@@ -131,14 +140,15 @@ def _write(ledger: Ledger, expert: int | None) -> tuple[Int32Array, Int64Array]:
     return frozen(content_LP, np.int32), frozen(version_LP, np.int64)
 
 
-def _begin_batch(ledger: Ledger, topology: Topology, limit: int, step: int) -> Ledger:
-    batch = next_batch(ledger.content, ledger.goal, ledger.experts, topology, limit)
-    retired_LP = np.zeros(ledger.content.shape, bool)
+def _begin_batch(ledger: Ledger, rules: Rules, step: int) -> Ledger:
+    batch = next_batch(ledger.content, ledger.goal, ledger.experts, rules.topology, rules.limit)
+    live_LP = ledger.content.copy()
     for fill in batch:
-        retired_LP[fill.layer, fill.target] = True
+        live_LP[fill.layer, fill.target] = EMPTY
+    there = np.array_equal(live_LP, ledger.goal)
     return replace(
         ledger,
-        shares=live_shares(ledger, retired_LP),
+        shares=ledger.goal_shares if there else _live_shares(live_LP, ledger.experts, rules),
         epoch=ledger.epoch + 1,
         phase=Phase.RETIRING if batch else Phase.SETTLED,
         batch=batch,
@@ -146,29 +156,11 @@ def _begin_batch(ledger: Ledger, topology: Topology, limit: int, step: int) -> L
     )
 
 
-def live_shares(ledger: Ledger, retired_LP: BoolArray) -> FloatArray:
-    """Shares for what the slots hold now: those of the goal where a slot already holds the goal's
-    expert, the present ones elsewhere, none where retired or empty, and again 1 for each expert."""
-    live_LP = (ledger.content != EMPTY) & ~retired_LP
-    arrived_LP = ledger.content == ledger.goal
-    wanted_LP = np.where(live_LP, np.where(arrived_LP, ledger.goal_shares, ledger.shares), 0.0)
-    # An expert whose wanted replicas are all still to come is served evenly by those it has.
-    unserved_LP = _of_slots(ledger, _sums(ledger, wanted_LP)) <= 0
-    wanted_LP = np.where(unserved_LP, live_LP.astype(np.float64), wanted_LP)
-    totals_LP = _of_slots(ledger, _sums(ledger, wanted_LP))
-    shares_LP = np.divide(wanted_LP, totals_LP, out=np.zeros_like(wanted_LP), where=live_LP)
+def _live_shares(live_LP: Int32Array, experts: int, rules: Rules) -> FloatArray:
+    placement = Placement(live_LP, experts)
+    shares_LP = rules.reshare(placement)
+    check_shares(placement, shares_LP)
     return frozen(shares_LP, np.float64)
-
-
-def _sums(ledger: Ledger, values_LP: FloatArray) -> FloatArray:
-    sums_LE = np.zeros((len(ledger.content), ledger.experts))
-    layer, slot = np.nonzero(ledger.content != EMPTY)
-    np.add.at(sums_LE, (layer, ledger.content[layer, slot]), values_LP[layer, slot])
-    return sums_LE
-
-
-def _of_slots(ledger: Ledger, values_LE: FloatArray) -> FloatArray:
-    return np.take_along_axis(values_LE, np.maximum(ledger.content, 0).astype(np.int64), axis=1)
 
 
 def next_batch(

@@ -10,9 +10,8 @@ import numpy as np
 from isotherm.arrays import Int64Array
 from isotherm.control import Link, Span, no_span
 from isotherm.mover import ledger as transitions
-from isotherm.mover.ledger import Fill, Ledger, Phase
+from isotherm.mover.ledger import Fill, Ledger, Phase, Rules
 from isotherm.placement import Placement
-from isotherm.topology import Topology
 
 
 class Transport(Protocol):
@@ -30,10 +29,10 @@ class Mover:
 
     Args:
         start: the ledger of weights as loaded.
+        rules: how many slots are retired at once, and what the others receive meanwhile.
         transport: carries weights; None where weights never move, and goals must equal what is.
         bytes_per_expert, bytes_per_step: what a move weighs, and what may arrive per step of the
             engine, over all ranks. A batch's moves are carried as the budget grows.
-        limit: slots retired at once.
         finished: reads ``(epoch, steps)`` of this rank: the newest tables with which a step is finished
             (done on its stream), and how many steps are. Never waits.
         publish: called when an epoch begins, with the ledger to build tables from.
@@ -44,22 +43,20 @@ class Mover:
     def __init__(
         self,
         start: Ledger,
-        topology: Topology,
+        rules: Rules,
         transport: Transport | None,
         *,
         bytes_per_expert: int,
         bytes_per_step: int,
-        limit: int,
         finished: Callable[[], tuple[int, int]],
         publish: Callable[[Ledger], None],
         span: Span = no_span,
     ) -> None:
         self.ledger = start
-        self._topology = topology
         self._transport = transport
         self._bytes_per_expert = bytes_per_expert
         self._bytes_per_step = bytes_per_step
-        self._limit = limit
+        self._rules = rules
         self._finished = finished
         self._publish = publish
         self._span = span
@@ -81,7 +78,7 @@ class Mover:
         """
         if self._transport is None and goal != self.ledger.placement:
             raise ValueError("the plan moves weights, but the balancer was built with weights=None")
-        self._enter(transitions.accept(self.ledger, goal, shares_LP, self._topology, self._limit, self._step))
+        self._enter(transitions.accept(self.ledger, goal, shares_LP, self._rules, self._step))
 
     def header(self) -> Sequence[int]:
         epoch, steps = self._finished()
@@ -96,7 +93,7 @@ class Mover:
             return
         if filled_epoch >= self.ledger.epoch:
             self.moves += len(self.ledger.batch)
-            self._enter(transitions.filled(self.ledger, self._topology, self._limit, self._step))
+            self._enter(transitions.filled(self.ledger, self._rules, self._step))
             return
         self._carry(link)
 
