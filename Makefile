@@ -79,7 +79,8 @@ for python in $(PYTHONS); do \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then chosen=$$python; break; fi; \
 done; \
 if [ -z "$$chosen" ]; then \
-	echo "Isotherm needs Python 3.11 or newer. Tried $(PYTHONS); found: $${found#, }$${found:-none}." >&2; \
+	found=$${found#, }; \
+	echo "Isotherm needs Python 3.11 or newer. Tried $(PYTHONS); found: $${found:-none}." >&2; \
 	echo "Install a newer Python, then name it: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; \
 	exit 2; \
 fi; \
