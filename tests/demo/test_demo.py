@@ -19,11 +19,13 @@ from isotherm.demo.text import load_corpus
 from isotherm.placement import rank_loads
 from ranks import LOOPBACK
 
+# Whole runs of several processes: on a busy machine they take their time.
+pytestmark = pytest.mark.timeout(300)
 DEMO = [sys.executable, "-m", "isotherm", "demo"]
 SMALL = ["--sequences", "4", "--length", "64", "--window", "4"]
 
 
-def run(arguments, timeout=110, **environment):
+def run(arguments, timeout=250, **environment):
     return subprocess.run(
         [*DEMO, *map(str, arguments)],
         capture_output=True,
@@ -113,7 +115,7 @@ def agent(node, port, arguments):
 
 def finish(agents):
     try:
-        return [agent.communicate(timeout=100) for agent in agents]
+        return [agent.communicate(timeout=250) for agent in agents]
     finally:
         for each in agents:
             each.kill()
