@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isotherm.placement import EMPTY, Placement
-from isotherm.router import Router, RoutingTables, device
-from isotherm.router.kernels import rounding_base
+from isotherm.router import Router, RoutingTables, device, warm_up
+from isotherm.router.kernels import map_and_count, rounding_base
 from isotherm.router.tables import ONE
 from isotherm.topology import MoEShape, Topology
 
@@ -155,6 +155,26 @@ def test_the_same_batch_and_step_give_the_same_slots_and_another_step_others():
     other = counted.route(ids, step=5)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.int32, torch.int64])
+def test_any_dtype_and_strides_are_mapped_alike_and_nothing_compiles(dtype):
+    warm_up()
+    compiled = len(map_and_count.signatures)
+    tables = RoutingTables.build(np.array([[0, 1, 2, 0]], np.int32), np.array([[0.5, 1, 1, 0.5]]), 3)
+    wide_TK = torch.randint(0, 3, (40, 6))
+    slots = []
+    for ids_TK in (wide_TK[:, ::2].contiguous(), wide_TK.to(dtype)[:, ::2]):
+        heat_KLE = torch.zeros((2, 1, 3), dtype=torch.int32)
+        received_LP = torch.zeros((1, 4), dtype=torch.int32)
+        router = Router(
+            tables, rank=0, device=torch.device("cpu"), heat_KLE=heat_KLE, received_LP=received_LP
+        )
+        slots.append(router.route(0, ids_TK, step=1, num_tokens=40, num_decode=0))
+        assert heat_KLE[0, 0].tolist() == wide_TK[:, ::2].flatten().bincount(minlength=3).tolist()
+    assert slots[1].dtype == dtype
+    assert torch.equal(slots[0], slots[1].long())
+    assert len(map_and_count.signatures) == compiled
 
 
 def test_tables_are_loaded_in_place():

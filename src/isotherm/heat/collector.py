@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from isotherm.control import GroupLink, Heartbeat, Link, Span, check_peers, no_span
 from isotherm.heat.gather import HeatGather
-from isotherm.heat.kernels import count_ids
+from isotherm.heat.kernels import count_ids, warm_up
 from isotherm.heat.snapshots import SnapshotRing
 from isotherm.heat.totals import Totals
 from isotherm.placement import Placement
@@ -20,6 +20,9 @@ from isotherm.topology import MoEShape, Topology
 from isotherm.window import KINDS, HeatWindow
 
 Source = Literal["ids", "received"]
+
+WARM_DTYPES = (torch.int64, torch.int32)
+"""Ids of these are counted as they are, others by way of int64: nothing compiles while serving."""
 
 
 class HeatCollector:
@@ -94,6 +97,7 @@ class HeatCollector:
         if group is not None:
             link = GroupLink(group)
             self._check_group(link, topology, window_steps, slices)
+            warm_up()
             self._fold_through(placement or Placement.default(shape, topology), topology, link.rank)
             self._heartbeat = Heartbeat(link, [self.gather], interval_seconds=heartbeat_seconds, span=span)
             if not inline:
@@ -114,7 +118,8 @@ class HeatCollector:
         heat_KLE = self.totals.heat_KLE
         if ids_TK.device.type == "cpu":
             prefill_E, decode_E = heat_KLE[0, layer].numpy(), heat_KLE[1, layer].numpy()
-            count_ids(ids_TK.numpy(), num_tokens, num_decode, prefill_E, decode_E)
+            known_TK = ids_TK.contiguous() if ids_TK.dtype in WARM_DTYPES else ids_TK.long().contiguous()
+            count_ids(known_TK.numpy(), num_tokens, num_decode, prefill_E, decode_E)
             return
         _add_ids(heat_KLE[1, layer], ids_TK[:num_decode])
         _add_ids(heat_KLE[0, layer], ids_TK[num_decode:num_tokens])

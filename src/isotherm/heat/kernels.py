@@ -21,3 +21,10 @@ def count_ids(
             expert = ids_TK[token, choice]
             if expert >= 0:
                 counts_E[expert] += 1
+
+
+def warm_up() -> None:
+    """Compiles the kernel, or loads it from numba's cache: before serving."""
+    for dtype in (np.int64, np.int32):
+        counts_E = np.zeros((2, 1), np.int32)
+        count_ids(np.zeros((1, 1), dtype), 0, 0, *counts_E)

@@ -11,6 +11,9 @@ from isotherm.router import device as device_ops
 from isotherm.router.kernels import map_and_count, rounding_base
 from isotherm.router.tables import RoutingTables
 
+WARM_DTYPES = (torch.int64, torch.int32)
+"""Ids of these are mapped as they are, others by way of int64."""
+
 
 class Router:
     """Routing tables in force on this rank, at fixed addresses on ``device``.
@@ -65,16 +68,18 @@ class Router:
         base = rounding_base(layer, step, self._rank)
         if not self._host_rows:
             return device_ops.map_and_count(ids_TK, num_tokens, num_decode, base, *self._rows[layer])
-        slots_TK = torch.empty_like(ids_TK)
+        # Compiled for these two dtypes and this layout: any other would compile in the middle of serving.
+        known_TK = ids_TK.contiguous() if ids_TK.dtype in WARM_DTYPES else ids_TK.long().contiguous()
+        slots_TK = torch.empty_like(known_TK)
         map_and_count(
-            ids_TK.numpy(),
+            known_TK.numpy(),
             slots_TK.numpy(),
             num_tokens,
             num_decode,
             base,
             *self._host_rows[layer],
         )
-        return slots_TK
+        return slots_TK.to(ids_TK.dtype)
 
 
 def warm_up() -> None:
@@ -86,6 +91,6 @@ def warm_up() -> None:
         heat_KLE=torch.zeros((2, 1, 1), dtype=torch.int32),
         received_LP=torch.zeros((1, 1), dtype=torch.int32),
     )
-    for dtype in (torch.int64, torch.int32):
+    for dtype in WARM_DTYPES:
         ids_TK = torch.zeros((1, 1), dtype=dtype)
         router.route(0, ids_TK, step=0, num_tokens=0, num_decode=0)
