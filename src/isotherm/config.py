@@ -51,9 +51,9 @@ class Config:
                 f"window_steps={self.window_steps} does not divide into slices={self.slices}: "
                 "choose a multiple"
             )
-        if self.max_imbalance < 1:
+        if not self.max_imbalance >= 1:
             raise ValueError(f"max_imbalance={self.max_imbalance} is below 1, the perfect balance")
-        if self.min_gain < 0 or self.max_moves < 0:
+        if not self.min_gain >= 0 or self.max_moves < 0:
             raise ValueError(f"min_gain={self.min_gain} and max_moves={self.max_moves} must not be negative")
         if not self.heartbeat_seconds > 0:
             raise ValueError(f"heartbeat_seconds={self.heartbeat_seconds} must be above 0")

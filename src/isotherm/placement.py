@@ -36,6 +36,8 @@ class Placement:
         slot_to_expert_LP = np.asarray(self.slot_to_expert)
         if slot_to_expert_LP.ndim != 2:
             raise ValueError(f"slot_to_expert has shape {slot_to_expert_LP.shape}: give [layers, slots]")
+        if slot_to_expert_LP.dtype.kind not in "iu":
+            raise ValueError(f"slot_to_expert has dtype {slot_to_expert_LP.dtype}: give integers")
         for layer, row_P in enumerate(slot_to_expert_LP):
             self._check_row(layer, row_P)
         object.__setattr__(self, "slot_to_expert", frozen(slot_to_expert_LP, np.int32))
@@ -46,7 +48,8 @@ class Placement:
                 f"layer {layer}: slots name experts {row_P.min()} to {row_P.max()}, outside "
                 f"{EMPTY} (empty) to {self.experts - 1}"
             )
-        missing = np.flatnonzero(np.bincount(row_P[row_P >= 0], minlength=self.experts) == 0)
+        held = row_P[row_P >= 0].astype(np.int64)
+        missing = np.flatnonzero(np.bincount(held, minlength=self.experts) == 0)
         if len(missing):
             raise ValueError(
                 f"layer {layer}: experts {missing[:8].tolist()} have no slot; every expert needs one"

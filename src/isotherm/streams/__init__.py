@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from isotherm.streams.api import Backend, Event, Stream
 from isotherm.streams.completion import Completion
+from isotherm.streams.handoff import Handoff
 from isotherm.streams.waits import count_wait, forward_path, forward_waits
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = [
     "Backend",
     "Completion",
     "Event",
+    "Handoff",
     "Stream",
     "backend_for",
     "count_wait",

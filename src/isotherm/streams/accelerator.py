@@ -7,12 +7,14 @@ out of events as ``StreamError``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from isotherm.errors import StreamError
-from isotherm.streams.api import Event
+from isotherm.streams.api import Event, Item
+from isotherm.streams.handoff import Handoff
+from isotherm.streams.host import CallerStream
 from isotherm.streams.waits import count_wait
 
 
@@ -22,6 +24,8 @@ class AcceleratorBackend:
     Raises:
         ValueError: torch sees no such accelerator here.
     """
+
+    queues_work = True
 
     def __init__(self, device: torch.device) -> None:
         present = torch.accelerator.current_accelerator(check_available=True)
@@ -45,6 +49,14 @@ class AcceleratorBackend:
         """A stream from torch's pool for the device. Pools are finite: after some tens of streams
         two may be one, which costs concurrency and nothing else."""
         return AcceleratorStream(torch.Stream(device=self.device), name, is_ours=True)
+
+    def caller_stream(self) -> CallerStream:
+        """The calling thread."""
+        return CallerStream()
+
+    def handoff(self, items: Iterable[Item] = ()) -> Handoff[Item]:
+        """A plain queue."""
+        return Handoff(items)
 
     def pinned_empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Page-locked host memory."""

@@ -9,11 +9,15 @@ an event recorded behind the work is done. Work cannot count on autograd being o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from isotherm.streams.handoff import Handoff
 
 if TYPE_CHECKING:
     import torch
+
+Item = TypeVar("Item")
 
 
 class Event(Protocol):
@@ -75,11 +79,22 @@ class Backend(Protocol):
 
     device: torch.device
 
+    queues_work: bool
+    """Whether the device queues small work by itself. False: handing work to a side stream costs the
+    caller more than doing it."""
+
     def main_stream(self) -> Stream:
         """The engine's current stream on the calling thread."""
 
     def side_stream(self, name: str) -> Stream:
         """A new stream of ours. ``name`` shows in thread names and errors."""
+
+    def caller_stream(self) -> Stream:
+        """The calling thread as a stream: work on host memory, done when ``submit`` returns. For what a
+        thread of ours reads and writes itself, so that it is declared as everything else is."""
+
+    def handoff(self, items: Iterable[Item] = ()) -> Handoff[Item]:
+        """A queue from one thread to another that begins with ``items``."""
 
     def pinned_empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Host memory that copies to and from the device need not wait for; plain memory where

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from isotherm.streams.api import Event
+from isotherm.streams.api import Event, Item
+from isotherm.streams.handoff import Handoff
 from isotherm.streams.worker import REACHED, HostEvent, Worker
 
 
 class HostBackend:
     """Streams for the CPU. Main is whatever thread calls; memory is not pinned."""
+
+    queues_work = False
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -24,6 +27,14 @@ class HostBackend:
     def side_stream(self, name: str) -> HostStream:
         """A new worker thread, named ``isotherm-<name>``."""
         return HostStream(name)
+
+    def caller_stream(self) -> CallerStream:
+        """The calling thread, which is main too."""
+        return CallerStream()
+
+    def handoff(self, items: Iterable[Item] = ()) -> Handoff[Item]:
+        """A plain queue."""
+        return Handoff(items)
 
     def pinned_empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Plain memory: there is no device to pin for."""
