@@ -45,6 +45,24 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes of buffers that are made once. ``device`` lies where counts and tables live, ``pinned`` is host
+    memory that copies to and from a device need not wait for (plain memory beside a CPU), ``host`` is
+    ordinary memory."""
+
+    device_bytes: int = 0
+    pinned_bytes: int = 0
+    host_bytes: int = 0
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(
+            self.device_bytes + other.device_bytes,
+            self.pinned_bytes + other.pinned_bytes,
+            self.host_bytes + other.host_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class TablesInForce:
     """From ``step`` on this rank routes by the tables of ``epoch``."""
 
