@@ -1,73 +1,47 @@
-"""Routing: tables, the choice by ordinal, and the two implementations against a plain oracle."""
+"""Routing: the choice by ordinal and the counts, on each implementation, against a plain oracle."""
+
+import threading
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routed import Counted, oracle, random_ids, random_tables
 
-from isotherm.placement import EMPTY, Placement
+from isotherm.placement import Placement
 from isotherm.router import Router, RoutingTables, device, warm_up
-from isotherm.router.kernels import map_and_count, rounding_base
-from isotherm.router.tables import ONE
+from isotherm.router.kernels import map_and_count
+from isotherm.router.rounding import rounding_base
+from isotherm.streams import backend_for
 from isotherm.topology import MoEShape, Topology
-
-
-def random_tables(rng, experts, slots, layers=2):
-    """Contents with every expert placed, some slots empty or retired, and random shares."""
-    rows = []
-    for _ in range(layers):
-        row = np.concatenate([np.arange(experts), rng.integers(-1, experts, slots - experts)])
-        rows.append(rng.permutation(row))
-    content_LP = np.array(rows, np.int32)
-    shares_LP = np.where(content_LP >= 0, rng.random(content_LP.shape), 0.0)
-    replicas_LE = Placement(content_LP, experts).replicas_LE
-    redundant = np.take_along_axis(replicas_LE, np.maximum(content_LP, 0).astype(int), 1) > 1
-    first_LP = np.zeros(content_LP.shape, bool)
-    for layer in range(layers):
-        first_LP[layer, np.unique(content_LP[layer], return_index=True)[1]] = True
-    shares_LP[redundant & ~first_LP & (rng.random(content_LP.shape) < 0.4)] = 0.0
-    shares_LP += 1e-6 * (content_LP >= 0) * first_LP
-    totals = np.zeros((layers, experts))
-    for layer in range(layers):
-        live = content_LP[layer] >= 0
-        np.add.at(totals[layer], content_LP[layer, live], shares_LP[layer, live])
-    shares_LP /= np.take_along_axis(totals, np.maximum(content_LP, 0).astype(int), 1)
-    shares_LP[content_LP < 0] = 0
-    return content_LP, shares_LP, RoutingTables.build(content_LP, shares_LP, experts)
-
-
-def random_ids(rng, tokens, experts, top_k, dtype=torch.int64):
-    ids = np.argsort(rng.random((tokens, experts)) ** rng.uniform(0.2, 3, experts), axis=1)
-    ids = ids[:, :top_k].copy()
-    ids[rng.random(ids.shape) < 0.05] = -1
-    return torch.from_numpy(ids).to(dtype)
-
-
-class Counted:
-    """A router with its own counts, of which layer 1 is used."""
-
-    def __init__(self, tables, rank=0):
-        layers, slots = tables.slots.shape
-        experts = tables.offsets.shape[1] - 1
-        self.heat = torch.zeros((2, layers, experts), dtype=torch.int32)
-        self.received = torch.zeros((layers, slots), dtype=torch.int32)
-        self.router = Router(
-            tables,
-            rank=rank,
-            device=torch.device("cpu"),
-            heat_KLE=self.heat,
-            received_LP=self.received,
-        )
-
-    def route(self, ids, num_tokens=None, num_decode=0, step=3):
-        num_tokens = len(ids) if num_tokens is None else num_tokens
-        return self.router.route(1, ids, step=step, num_tokens=num_tokens, num_decode=num_decode)
-
 
 cases = st.tuples(
     st.integers(0, 2**31), st.integers(4, 40), st.integers(0, 12), st.sampled_from([0, 1, 3, 50, 300])
 )
+
+
+def random_scalars(rng, tokens):
+    """A rank, a step, a micro-batch, and which rows are real and decode: also none, and beyond the end."""
+    first = int(rng.integers(tokens + 1)) if rng.random() < 0.5 else 0
+    num = int(rng.integers(tokens + 3)) if rng.random() < 0.5 else tokens
+    return {
+        "step": int(rng.integers(10**6)),
+        "micro_batch": int(rng.integers(2)),
+        "first_token": first,
+        "num_tokens": num,
+        "num_decode": int(rng.choice([0, num, rng.integers(num + 1)])),
+    }
+
+
+def assert_counted(counted, ids, chosen, **scalars):
+    """``chosen`` and all counts are the oracle's, and no other lane or layer holds any."""
+    slots, heat, received = oracle(counted.tables, 1, ids, rank=counted.rank, **scalars)
+    assert (chosen.long().numpy() == slots).all()
+    lane = scalars["micro_batch"]
+    assert (counted.heat[lane, :, 1].numpy() == heat).all()
+    assert (counted.received[lane, 1].numpy() == received).all()
+    assert int(counted.words.sum()) == heat.sum() + received.sum()
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,54 +54,73 @@ def test_each_pair_reaches_a_live_replica_within_one_of_its_share(case):
     ids = random_ids(rng, tokens, experts, 3)
     chosen = Counted(tables, int(rng.integers(8))).route(ids, step=int(rng.integers(1000)))
     ids, chosen = ids.numpy(), chosen.numpy()
-    assert ((chosen == -1) == (ids == -1)).all()
-    assert (content[1][chosen[chosen >= 0]] == ids[ids >= 0]).all()
-    count_P = np.bincount(chosen[chosen >= 0], minlength=slots)
-    count_E = np.bincount(ids[ids >= 0], minlength=experts)
+    named = (ids >= 0) & (ids < experts)
+    assert ((chosen == -1) == ~named).all()
+    assert (content[1][chosen[named]] == ids[named]).all()
+    count_P = np.bincount(chosen[named], minlength=slots)
+    count_E = np.bincount(ids[named], minlength=experts)
     expected_P = np.where(content[1] >= 0, count_E[np.maximum(content[1], 0)] * shares[1], 0)
     assert (np.abs(count_P - expected_P) < 1 + 1e-6).all()
     assert (count_P[shares[1] == 0] == 0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases)
-def test_counts_are_exact_and_the_device_path_is_equal_bit_for_bit(case):
+def test_slots_and_counts_are_the_oracles(case):
     seed, experts, redundant, tokens = case
     rng = np.random.default_rng(seed)
-    slots = experts + redundant
-    _, _, tables = random_tables(rng, experts, slots)
-    rank, step = int(rng.integers(8)), int(rng.integers(1000))
-    counted = Counted(tables, rank)
+    _, _, tables = random_tables(rng, experts, experts + redundant)
+    counted = Counted(tables, int(rng.integers(8)), micro_batches=2)
     dtype = torch.int32 if seed % 2 else torch.int64
     ids = random_ids(rng, tokens, experts, 3, dtype)
-    num_tokens = int(rng.integers(tokens + 1))
-    num_decode = int(rng.integers(num_tokens + 1))
-    chosen = counted.route(ids, num_tokens, num_decode, step)
-    heat, received = counted.heat[:, 1], counted.received[1]
-    assert not counted.heat[:, 0].any()
+    scalars = random_scalars(rng, tokens)
+    chosen = counted.route(ids, **scalars)
     assert chosen.dtype == dtype
-    plain = ids.numpy()
-    for kind, rows in enumerate((plain[num_decode:num_tokens], plain[:num_decode])):
-        assert (heat[kind].numpy() == np.bincount(rows[rows >= 0], minlength=experts)).all()
-    real = chosen.numpy()[:num_tokens]
-    assert (received.numpy() == np.bincount(real[real >= 0], minlength=slots)).all()
+    assert_counted(counted, ids, chosen, **scalars)
 
-    heat2, received2 = torch.zeros_like(heat), torch.zeros_like(received)
-    chosen2 = device.map_and_count(
-        ids,
-        num_tokens,
-        num_decode,
-        rounding_base(1, step, rank),
-        torch.from_numpy(tables.offsets[1].copy()),
-        torch.from_numpy(tables.slots[1].copy()),
-        torch.from_numpy(tables.ends[1].copy()),
-        heat2[0],
-        heat2[1],
-        received2,
-    )
-    assert torch.equal(chosen, chosen2)
-    assert torch.equal(heat, heat2)
-    assert torch.equal(received, received2)
+
+@settings(max_examples=60, deadline=None)
+@given(cases, st.booleans())
+def test_the_torch_operations_are_equal_bit_for_bit(case, as_tensors):
+    seed, experts, redundant, tokens = case
+    rng = np.random.default_rng(seed)
+    _, _, tables = random_tables(rng, experts, experts + redundant)
+    ids = random_ids(rng, tokens, experts, 3)
+    scalars = random_scalars(rng, tokens)
+    counted = Counted(tables, 5, micro_batches=2)
+    base = rounding_base(1, scalars["step"], 5, scalars["micro_batch"])
+    numbers = [scalars["first_token"], scalars["num_tokens"], scalars["num_decode"]]
+    if as_tensors:
+        numbers = [torch.tensor([number]) for number in numbers]
+    lane = scalars["micro_batch"]
+    offsets_E1, slots_P, ends_P = (torch.from_numpy(array[1].copy()) for array in tables.arrays)
+    counts = counted.heat[lane, :, 1], counted.received[lane, 1]
+    chosen = device.map_and_count(ids, *numbers, base, offsets_E1, slots_P, ends_P, *counts)
+    assert_counted(counted, ids, chosen, **scalars)
+
+
+@pytest.mark.parametrize("tokens", [2, 90])
+def test_numbers_may_lie_in_tensors(tokens):
+    rng = np.random.default_rng(3)
+    _, _, tables = random_tables(rng, 12, 16)
+    ids = random_ids(rng, tokens, 12, 3)
+    counted = Counted(tables)
+    numbers = {"first_token": 1, "num_tokens": tokens - 1, "num_decode": 1}
+    held = {name: torch.tensor([number], dtype=torch.int32) for name, number in numbers.items()}
+    chosen = counted.route(ids, **held)
+    assert_counted(counted, ids, chosen, step=3, micro_batch=0, **numbers)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 400])
+@pytest.mark.parametrize("expert", [0, 5])
+def test_one_expert_may_take_all(tokens, expert):
+    rng = np.random.default_rng(4)
+    _, _, tables = random_tables(rng, 6, 14)
+    ids = torch.full((tokens, 2), expert)
+    counted = Counted(tables)
+    chosen = counted.route(ids)
+    scalars = {"step": 3, "micro_batch": 0, "first_token": 0, "num_decode": 0}
+    assert_counted(counted, ids, chosen, num_tokens=tokens, **scalars)
 
 
 def test_shares_hold_in_the_sum_over_ranks_and_steps():
@@ -146,6 +139,15 @@ def test_shares_hold_in_the_sum_over_ranks_and_steps():
     assert abs(first - 200) <= 16
 
 
+def test_shares_hold_in_the_sum_over_micro_batches():
+    """Halves of a step must not round alike: at every rank, half of the pairs would go the same way."""
+    tables = RoutingTables.build(np.zeros((2, 2), np.int32), np.full((2, 2), 0.5), 1)
+    counted = Counted(tables, micro_batches=64)
+    one = torch.zeros((1, 1), dtype=torch.int64)
+    first = sum(int(counted.route(one, micro_batch=lane) == 0) for lane in range(64))
+    assert abs(first - 32) <= 3
+
+
 def test_the_same_batch_and_step_give_the_same_slots_and_another_step_others():
     rng = np.random.default_rng(5)
     _, _, tables = random_tables(rng, 8, 16)
@@ -157,50 +159,68 @@ def test_the_same_batch_and_step_give_the_same_slots_and_another_step_others():
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.int32, torch.int64])
-def test_any_dtype_and_strides_are_mapped_alike_and_nothing_compiles(dtype):
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.uint8, torch.int32, torch.int64])
+def test_any_dtype_and_strides_are_mapped_alike_and_nothing_compiles(dtype, tokens):
     warm_up()
     compiled = len(map_and_count.signatures)
-    tables = RoutingTables.build(np.array([[0, 1, 2, 0]], np.int32), np.array([[0.5, 1, 1, 0.5]]), 3)
-    wide_TK = torch.randint(0, 3, (40, 6))
-    slots = []
-    for ids_TK in (wide_TK[:, ::2].contiguous(), wide_TK.to(dtype)[:, ::2]):
-        heat_KLE = torch.zeros((2, 1, 3), dtype=torch.int32)
-        received_LP = torch.zeros((1, 4), dtype=torch.int32)
-        router = Router(
-            tables, rank=0, device=torch.device("cpu"), heat_KLE=heat_KLE, received_LP=received_LP
-        )
-        slots.append(router.route(0, ids_TK, step=1, num_tokens=40, num_decode=0))
-        assert heat_KLE[0, 0].tolist() == wide_TK[:, ::2].flatten().bincount(minlength=3).tolist()
-    assert slots[1].dtype == dtype
-    assert torch.equal(slots[0], slots[1].long())
+    tables = RoutingTables.build(np.array([[0, 1, 2, 0]] * 2, np.int32), np.array([[0.5, 1, 1, 0.5]] * 2), 3)
+    wide_TK = torch.randint(0, 3, (tokens, 6))
+    for ids_TK in (
+        wide_TK.to(dtype)[:, ::2].contiguous(),
+        wide_TK.to(dtype)[:, ::2],
+        wide_TK.to(dtype).T.contiguous().T[:, ::2],
+    ):
+        counted = Counted(tables)
+        chosen = counted.route(ids_TK)
+        assert chosen.dtype == dtype
+        scalars = {"step": 3, "micro_batch": 0, "first_token": 0, "num_decode": 0}
+        assert_counted(counted, ids_TK, chosen, num_tokens=tokens, **scalars)
     assert len(map_and_count.signatures) == compiled
 
 
-def test_tables_are_loaded_in_place():
-    rng = np.random.default_rng(6)
-    _, _, tables = random_tables(rng, 8, 16)
-    _, _, others = random_tables(rng, 8, 16)
-    counted = Counted(tables)
-    addresses = [table.data_ptr() for table in counted.router._tables]
-    ids = random_ids(rng, 64, 8, 2)
-    before = counted.route(ids)
-    counted.router.load(others)
-    assert not torch.equal(counted.route(ids), before)
-    assert torch.equal(counted.route(ids), Counted(others).route(ids))
-    assert [table.data_ptr() for table in counted.router._tables] == addresses
+def test_ids_too_narrow_for_the_slots_are_refused():
+    _, _, tables = random_tables(np.random.default_rng(0), 100, 200)
+    with pytest.raises(ValueError, match=r"int8.*200 slots"):
+        Counted(tables).route(torch.zeros((1, 1), dtype=torch.int8))
 
 
-def test_rows_end_at_one_whatever_was_rounded():
-    content = np.array([[0, 0, 0, 1, EMPTY, 1]], np.int32)
-    shares = np.array([[1 / 3, 1 / 3, 1 / 3, 1.0, 0.0, 0.0]])
-    tables = RoutingTables.build(content, shares, 2)
-    assert tables.offsets.tolist() == [[0, 3, 5]]
-    assert tables.slots[0, :5].tolist() == [0, 1, 2, 3, 5]
-    assert tables.ends[0, 2] == ONE
-    assert tables.ends[0, 3:5].tolist() == [ONE, ONE]
+def test_two_threads_route_two_micro_batches_at_once():
+    rng = np.random.default_rng(7)
+    _, _, tables = random_tables(rng, 32, 48)
+    counted = Counted(tables, micro_batches=2)
+    batches = [random_ids(rng, tokens, 32, 4) for tokens in (3, 500)]
+    repeats = 300
+    chosen = [[], []]
+    start = threading.Barrier(2)
+
+    def work(lane):
+        start.wait()
+        chosen[lane] = [counted.route(batches[lane], micro_batch=lane) for _ in range(repeats)]
+
+    threads = [threading.Thread(target=work, args=(lane,)) for lane in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for lane, ids in enumerate(batches):
+        scalars = {"step": 3, "first_token": 0, "num_tokens": len(ids), "num_decode": 0}
+        slots, heat, received = oracle(tables, 1, ids, rank=0, micro_batch=lane, **scalars)
+        assert all((slots == each.numpy()).all() for each in chosen[lane])
+        assert (counted.heat[lane, :, 1].numpy() == repeats * heat).all()
+        assert (counted.received[lane, 1].numpy() == repeats * received).all()
 
 
-def test_an_expert_that_nobody_serves_is_refused():
-    with pytest.raises(ValueError, match="layer 0: expert 1 has no replica with a share"):
-        RoutingTables.build(np.array([[0, 1]], np.int32), np.array([[1.0, 0.0]]), 2)
+def test_totals_of_another_model_are_refused():
+    _, _, tables = random_tables(np.random.default_rng(0), 4, 6)
+    heat = torch.zeros((1, 2, 2, 4), dtype=torch.int32)
+    with pytest.raises(
+        ValueError, match=r"received_MLP is .*\(1, 2, 5\), these tables need int32 \(1, 2, 6\)"
+    ):
+        Router(
+            tables,
+            rank=0,
+            backend=backend_for("cpu"),
+            heat_MKLE=heat,
+            received_MLP=torch.zeros((1, 2, 5), dtype=torch.int32),
+        )

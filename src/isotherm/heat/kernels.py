@@ -9,22 +9,16 @@ from isotherm.jit import kernel
 
 @kernel
 def count_ids(
-    ids_TK: np.ndarray, num_tokens: int, num_decode: int, prefill_E: np.ndarray, decode_E: np.ndarray
+    ids_TK: np.ndarray, first_token: int, num_tokens: int, num_decode: int, heat_KE: np.ndarray
 ) -> None:
-    """Adds each id of the first ``num_tokens`` rows to its expert's count, in place.
-
-    The first ``num_decode`` rows are decode tokens. Negative ids count nothing.
+    """Adds each id of the rows ``first_token <= row < first_token + num_tokens`` to its expert's count, in
+    place. The first ``num_decode`` of these are decode tokens. Ids that name no expert count nothing.
     """
-    for token in range(num_tokens):
-        counts_E = decode_E if token < num_decode else prefill_E
-        for choice in range(ids_TK.shape[1]):
+    tokens, top_k = ids_TK.shape
+    experts = heat_KE.shape[1]
+    for token in range(max(first_token, 0), min(first_token + num_tokens, tokens)):
+        kind = 1 if token < first_token + num_decode else 0
+        for choice in range(top_k):
             expert = ids_TK[token, choice]
-            if expert >= 0:
-                counts_E[expert] += 1
-
-
-def warm_up() -> None:
-    """Compiles the kernel, or loads it from numba's cache: before serving."""
-    for dtype in (np.int64, np.int32):
-        counts_E = np.zeros((2, 1), np.int32)
-        count_ids(np.zeros((1, 1), dtype), 0, 0, *counts_E)
+            if expert >= 0 and expert < experts:
+                heat_KE[kind, expert] += 1

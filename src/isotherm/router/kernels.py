@@ -6,31 +6,19 @@ import numpy as np
 
 from isotherm.jit import kernel
 
-# Odd multipliers of Weyl sequences modulo 2^32 (the fraction of the golden ratio, and two primes): the
-# rounding offsets of the ranks, and of successive steps, spread evenly over [0, 1).
-RANK_STRIDE = 2654435769
-STEP_STRIDE = 1640531513
-ROW_STRIDE = 2246822519
-MASK = 0xFFFFFFFF
-
-
-def rounding_base(layer: int, step: int, rank: int) -> int:
-    """What is added to every expert's rounding offset in this layer, step and rank, below 2^32."""
-    return (rank * RANK_STRIDE + step * STEP_STRIDE + layer * ROW_STRIDE) & MASK
-
 
 @kernel
 def map_and_count(
     ids_TK: np.ndarray,
     slots_TK: np.ndarray,
+    first_token: int,
     num_tokens: int,
     num_decode: int,
     base: int,
     offsets_E1: np.ndarray,
     slots_P: np.ndarray,
     ends_P: np.ndarray,
-    prefill_E: np.ndarray,
-    decode_E: np.ndarray,
+    heat_KE: np.ndarray,
     received_P: np.ndarray,
     seen_E: np.ndarray,
     limit_P: np.ndarray,
@@ -39,23 +27,25 @@ def map_and_count(
 
     The ``n`` tokens of an expert in this batch are split by ordinal: replica ``r`` takes the ordinals
     in ``[floor(end[r-1] * n + o), floor(end[r] * n + o))`` with ``o`` in [0, 1) from step, rank, layer and
-    expert, so each replica's count is within 1 of its share of ``n``. Negative ids map to -1. Rows from
-    ``num_tokens`` on are padding: mapped, not counted.
+    expert, so each replica's count is within 1 of its share of ``n``. Ids that name no expert map to -1.
+    Rows outside ``first_token <= row < first_token + num_tokens`` are not this rank's, or padding: mapped,
+    not counted.
 
     ``seen_E`` and ``limit_P`` are scratch.
     """
     tokens, top_k = ids_TK.shape
+    experts = len(seen_E)
     seen_E[:] = 0
     for token in range(tokens):
+        row = token - first_token
+        real = row >= 0 and row < num_tokens
+        kind = 1 if row < num_decode else 0
         for choice in range(top_k):
             expert = ids_TK[token, choice]
-            if expert >= 0:
+            if expert >= 0 and expert < experts:
                 seen_E[expert] += 1
-        if token == num_decode - 1:
-            decode_E += seen_E
-            prefill_E -= seen_E
-        if token == num_tokens - 1:
-            prefill_E += seen_E
+                if real:
+                    heat_KE[kind, expert] += 1
     for expert in range(len(seen_E)):
         if seen_E[expert] > 0:
             offset = (base + expert * 2654435769) & 0xFFFFFFFF
@@ -64,10 +54,10 @@ def map_and_count(
         # From here on: the row of the replica that takes this expert's next token.
         seen_E[expert] = 0
     for token in range(tokens):
-        real = token < num_tokens
+        real = first_token <= token and token < first_token + num_tokens
         for choice in range(top_k):
             expert = ids_TK[token, choice]
-            if expert < 0:
+            if expert < 0 or expert >= experts:
                 slots_TK[token, choice] = -1
                 continue
             row = offsets_E1[expert]

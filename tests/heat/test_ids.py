@@ -1,0 +1,94 @@
+"""Counting ids alone, against a plain count."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isotherm.heat import ids as counting
+from isotherm.heat.ids import IdCounts, warm_up
+from isotherm.heat.kernels import count_ids
+
+EXPERTS = 11
+
+
+class Counted:
+    """Counts of two lanes and two layers, in a tensor with gaps, of which layer 1 is used."""
+
+    def __init__(self):
+        self.words = torch.zeros((2, 2 * 2 * EXPERTS + 5), dtype=torch.int32)
+        self.heat = self.words[:, : 4 * EXPERTS].unflatten(1, (2, 2, EXPERTS))
+        self.counts = IdCounts(self.heat)
+
+
+def oracle(ids, first_token, num_tokens, num_decode):
+    heat = np.zeros((2, EXPERTS), np.int32)
+    for token, row in enumerate(ids.tolist()):
+        for expert in row:
+            if 0 <= expert < EXPERTS and first_token <= token < first_token + num_tokens:
+                heat[int(token < first_token + num_decode), expert] += 1
+    return heat
+
+
+def random_ids(rng, tokens, dtype=torch.int64):
+    return torch.from_numpy(rng.integers(-2, EXPERTS + 2, (tokens, 3))).to(dtype)
+
+
+batches = st.tuples(
+    st.integers(0, 2**31), st.sampled_from([0, 1, 2, 40, 300]), st.integers(0, 50), st.integers(0, 350)
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches, st.booleans(), st.sampled_from([torch.int32, torch.int64, torch.int16]))
+def test_counts_are_the_oracles(batch, as_tensors, dtype):
+    seed, tokens, first_token, num_tokens = batch
+    rng = np.random.default_rng(seed)
+    ids = random_ids(rng, tokens, dtype)
+    num_decode = int(rng.choice([0, num_tokens, rng.integers(num_tokens + 1)]))
+    numbers = {"first_token": first_token, "num_tokens": num_tokens, "num_decode": num_decode}
+    expected = oracle(ids, **numbers)
+    counted = Counted()
+    held = {name: torch.tensor([number]) if as_tensors else number for name, number in numbers.items()}
+    counted.counts.count(1, ids, micro_batch=1, **held)
+    assert (counted.heat[1, :, 1].numpy() == expected).all()
+    assert int(counted.words.sum()) == expected.sum()
+
+    heat = torch.zeros((2, EXPERTS), dtype=torch.int32)
+    counting._add_ids(heat, ids, *held.values())
+    assert (heat.numpy() == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_nothing_compiles_while_serving(dtype):
+    warm_up()
+    compiled = len(count_ids.signatures)
+    wide = torch.randint(0, EXPERTS, (40, 6)).to(dtype)
+    for ids in (wide, wide[:, ::2], wide.T.contiguous().T):
+        counted = Counted()
+        counted.counts.count(1, ids, num_tokens=40, num_decode=7)
+        assert (counted.heat[0, :, 1].numpy() == oracle(ids, 0, 40, 7)).all()
+    assert len(count_ids.signatures) == compiled
+
+
+def test_two_threads_count_two_micro_batches_at_once():
+    rng = np.random.default_rng(7)
+    counted = Counted()
+    batches = [random_ids(rng, tokens) for tokens in (3, 500)]
+    start = threading.Barrier(2)
+
+    def work(lane):
+        start.wait()
+        for _ in range(300):
+            counted.counts.count(1, batches[lane], num_tokens=500, num_decode=1, micro_batch=lane)
+
+    threads = [threading.Thread(target=work, args=(lane,)) for lane in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for lane, ids in enumerate(batches):
+        assert (counted.heat[lane, :, 1].numpy() == 300 * oracle(ids, 0, 500, 1)).all()
