@@ -1,12 +1,13 @@
 """The heartbeat: equal rounds, announcements, and peers that do not fit."""
 
+import logging
 import threading
 
 import numpy as np
 import pytest
 
 from isotherm.control import Announcer, Heartbeat, check_peers
-from isotherm.errors import PeerMismatchError, ProtocolError
+from isotherm.errors import LinkError, PeerFailedError, PeerMismatchError, ProtocolError
 from isotherm.placement import digest
 from memory_link import memory_links
 
@@ -72,19 +73,248 @@ def test_a_rank_in_another_round_is_named():
     assert isinstance(second, ProtocolError)
 
 
-def test_a_failing_participant_ends_the_heartbeat_and_says_so(caplog):
-    failed = []
+def beat_all(hearts):
+    return in_threads([heart.beat for heart in hearts])
 
-    class Failing(Recorder):
-        def act(self, headers_GW, link):
-            raise RuntimeError("broken")
+
+class Failing(Recorder):
+    """Raises in its first act."""
+
+    def act(self, headers_GW, link):
+        super().act(headers_GW, link)
+        raise RuntimeError("broken")
+
+
+def test_a_failure_is_told_to_every_rank_and_nobody_acts_any_more(caplog):
+    links = memory_links(3)
+    heard = [[] for _ in links]
+    pairs = [(Failing(0) if link.rank == 1 else Recorder(0), Recorder(1)) for link in links]
+    hearts = [
+        Heartbeat(link, pair, interval_seconds=1, on_failure=box.append)
+        for link, pair, box in zip(links, pairs, heard, strict=True)
+    ]
+    assert beat_all(hearts) == [True] * 3
+    assert [len(box) for box in heard] == [0, 1, 0]  # the others hear of it in the next round
+    for _ in range(3):
+        assert beat_all(hearts) == [True] * 3
+    assert [len(recorder.seen) for pair in pairs for recorder in pair] == [1] * 6
+    assert [type(error) for (error,) in heard] == [PeerFailedError, RuntimeError, PeerFailedError]
+    assert "rank 1 failed" in str(heard[0][0])
+    assert caplog.text.count("Failing of rank 1 failed") == 1
+    assert caplog.text.count("isotherm: rank 1 failed") == 3  # once on each rank
+    assert links[0].calls == links[1].calls == links[2].calls
+    for heart in hearts:
+        heart.close(1)
+    assert beat_all(hearts) == [False] * 3
+
+
+@pytest.mark.parametrize("words", [RuntimeError, (1, 2, 3)])
+def test_a_header_that_fails_is_told_in_its_own_round(words):
+    class Broken(Recorder):
+        def header(self):
+            if isinstance(words, type):
+                raise words("no words")
+            return words
+
+    links = memory_links(2)
+    pairs = [(Broken(0) if link.rank == 0 else Recorder(0), Recorder(1)) for link in links]
+    heard = [[] for _ in links]
+    hearts = [
+        Heartbeat(link, pair, interval_seconds=1, on_failure=box.append)
+        for link, pair, box in zip(links, pairs, heard, strict=True)
+    ]
+    assert beat_all(hearts) == [True] * 2
+    assert not any(recorder.seen for pair in pairs for recorder in pair)
+    assert [len(box) for box in heard] == [1, 1]
+
+
+def test_headers_are_asked_for_after_a_failure_too():
+    """What a header takes from the engine's thread would pile up otherwise."""
+
+    class Asked(Recorder):
+        asked = 0
+
+        def header(self):
+            self.asked += 1
+            return super().header()
 
     (link,) = memory_links(1)
-    heart = Heartbeat(link, [Failing(0)], interval_seconds=0.001, on_failure=failed.append)
+    asked = Asked(0)
+    heart = Heartbeat(link, [Failing(0), asked], interval_seconds=1)
+    for _ in range(5):
+        heart.beat()
+    assert (asked.asked, len(asked.seen)) == (5, 1)
+
+
+def test_a_broken_link_ends_the_heartbeat_and_says_so(caplog):
+    failed = []
+
+    class Broken(Recorder):
+        def act(self, headers_GW, link):
+            raise LinkError("a rank has died")
+
+    (link,) = memory_links(1)
+    heart = Heartbeat(link, [Broken(0)], interval_seconds=0.001, on_failure=failed.append)
     heart.start()
+    heart._thread.join(10)
+    assert not heart._thread.is_alive()
     assert heart.close(timeout_seconds=10)
-    assert [str(error) for error in failed] == ["broken"]
-    assert "heartbeat of rank 0 stopped" in caplog.text
+    assert [str(error) for error in failed] == ["a rank has died"]
+    assert caplog.text.count("heartbeat of rank 0 stopped") == 1
+
+
+class Gate:
+    """Stands where the heartbeat pauses: notes each pause, and pokes where told. Closes at the end."""
+
+    def __init__(self, heart, pokes, rounds):
+        self._heart, self._pokes, self._rounds = heart, pokes, rounds
+        self.pauses = []
+
+    def acquire(self, timeout):
+        self.pauses.append(timeout)
+        if len(self.pauses) == self._rounds:
+            self._heart.close(0)
+        return len(self.pauses) in self._pokes
+
+
+class Busy(Recorder):
+    """Has something to do in some rounds."""
+
+    def act(self, headers_GW, link):
+        super().act(headers_GW, link)
+        return len(self.seen) in self.word
+
+    def header(self):
+        return (0,)
+
+
+def pauses(busy, pokes, rounds, **settings):
+    (link,) = memory_links(1)
+    heart = Heartbeat(link, [Recorder(0), Busy(busy)], **settings)
+    heart._gate = gate = Gate(heart, pokes, rounds)
+    heart._run()
+    return gate.pauses
+
+
+def test_quiet_rounds_double_the_pause_until_something_happens():
+    found = pauses({5}, {8}, 12, interval_seconds=0.1, idle_seconds=0.5)
+    quiet = [0.1, 0.2, 0.4, 0.5]  # the first round was not quiet: it has just begun
+    assert found == pytest.approx([*quiet, *[0.1, 0.2, 0.4, 0.5], *[0.1, 0.2, 0.4, 0.5]])
+
+
+def test_an_interval_above_the_idle_pause_stays_what_it_is():
+    assert pauses(set(), set(), 3, interval_seconds=2.0, idle_seconds=1.0) == [2.0] * 3
+
+
+def test_an_idle_rank_sends_next_to_nothing():
+    """256 steps of 40 ms and then a window: what headers alone send, at the default pauses."""
+    (link,) = memory_links(1)
+    heart = Heartbeat(link, [Recorder(0) for _ in range(16)], interval_seconds=0.02)
+    clock = 0.0
+
+    class Clock(Gate):
+        def acquire(self, timeout):
+            nonlocal clock
+            before, clock = clock, clock + timeout
+            if clock >= 2 * 128 * 0.04:
+                heart.close(0)
+            return clock // (128 * 0.04) != before // (128 * 0.04)  # a poke for each snapshot
+
+    heart._gate = Clock(heart, (), 0)
+    heart._run()
+    assert link.sent_bytes == heart.rounds * 8 * (4 + 16)
+    assert 10 < heart.rounds < 40
+    assert link.sent_bytes < 16 * 1024
+
+
+def test_a_poke_ends_a_pause_at_once():
+    (link,) = memory_links(1)
+    heart = Heartbeat(link, [], interval_seconds=30)
+    heart.poke()
+    heart.poke()  # twice is once
+    heart.start()
+    woken = threading.Event()
+    for _ in range(200):
+        if heart.rounds >= 2:
+            break
+        woken.wait(0.01)
+    assert heart.rounds == 2
+    assert heart.close(timeout_seconds=10)
+
+
+def test_a_link_counts_what_this_rank_hands_over():
+    links = memory_links(2)
+
+    def talk(link):
+        link.all_gather(np.zeros(3, np.int64))
+        link.all_gather(np.zeros(3, np.int32))
+        link.all_reduce(np.zeros(5, np.int32))
+        link.broadcast(b"1234567" if link.rank == 1 else None, 7, 1)
+        return link.sent_bytes
+
+    assert in_threads([lambda link=link: talk(link) for link in links]) == [24 + 12 + 20, 24 + 12 + 20 + 7]
+
+
+class Steps:
+    """Ranks whose steps are set by hand."""
+
+    def __init__(self, ranks, **settings):
+        self.now = [0] * ranks
+        self.hearts = [
+            Heartbeat(link, [], interval_seconds=1, step=lambda r=link.rank: self.now[r], **settings)
+            for link in memory_links(ranks)
+        ]
+
+    def beat(self, *now):
+        self.now[:] = now
+        assert len(set(beat_all(self.hearts))) == 1
+        lagging = {heart.lagging for heart in self.hearts}
+        assert len(lagging) == 1
+        return lagging.pop()
+
+
+def test_a_rank_that_lags_is_named_once_until_it_has_caught_up(caplog):
+    steps = Steps(3, lag_steps=10)
+    assert steps.beat(0, 0, 0) == ()
+    assert steps.beat(50, 40, 50) == ()  # the first round in which rank 1 may just have told it early
+    assert steps.beat(90, 40, 90) == ()  # 10 behind where the others were
+    assert steps.beat(95, 79, 95) == (1,)
+    assert steps.beat(96, 90, 96) == (1,)  # better, and not there yet
+    assert steps.beat(97, 96, 60) == (2,)
+    assert steps.beat(98, 97, 97) == ()
+    assert steps.beat(200, 200, 98) == ()
+    assert steps.beat(201, 201, 98) == (2,)
+    text = caplog.text
+    assert text.count("rank 1 is at step 79 where rank 0 has passed step 90") == 3  # once on each rank
+    assert text.count("rank 2 is at step") == 6
+    assert text.count("rank 0 is at") == 0
+
+
+def test_a_rank_that_is_never_to_be_named_is_not(caplog):
+    steps = Steps(2)
+    for now in range(0, 10_000, 1000):
+        assert steps.beat(now, 0) == ()
+    assert not caplog.text
+
+
+def test_ranks_that_ended_other_steps_are_named_when_closing(caplog):
+    steps = Steps(4)
+    steps.beat(96, 95, 96, 90)
+    for heart in steps.hearts:
+        heart.close(1)
+    steps.beat(96, 95, 96, 94)
+    warning = "rank 1 ended 95 steps, rank 3 ended 94 steps, rank 0 96: every rank must end the same steps"
+    assert caplog.text.count(warning) == 4
+    assert len(caplog.records) == 4
+
+
+def test_equal_steps_say_nothing_when_closing(caplog):
+    steps = Steps(2)
+    for heart in steps.hearts:
+        heart.close(1)
+    with caplog.at_level(logging.INFO, "isotherm"):
+        steps.beat(7, 7)
+    assert not caplog.records
 
 
 def test_an_announcement_reaches_every_rank_once_in_the_same_round():
@@ -102,18 +332,38 @@ def test_an_announcement_reaches_every_rank_once_in_the_same_round():
     assert heard == [[b"new tables"]] * 3
 
 
-def test_other_bytes_than_announced_are_refused():
+def test_other_bytes_than_announced_are_a_failure_on_every_rank():
     links = memory_links(2)
+    heard = [[] for _ in links]
     announcers = [Announcer(lambda data: 7, print), Announcer(lambda data: 8, print)]
     announcers[0].announce(b"plan")
     hearts = [
-        Heartbeat(link, [announcer], interval_seconds=1)
-        for link, announcer in zip(links, announcers, strict=True)
+        Heartbeat(link, [announcer], interval_seconds=1, on_failure=box.append)
+        for link, announcer, box in zip(links, announcers, heard, strict=True)
     ]
-    delivered, refused = in_threads([heart.beat for heart in hearts])
-    assert delivered is True
-    assert isinstance(refused, ProtocolError)
-    assert "digest" in str(refused)
+    for _ in range(2):
+        assert beat_all(hearts) == [True, True]
+    assert isinstance(heard[0][0], PeerFailedError)
+    assert isinstance(heard[1][0], ProtocolError)
+    assert "digest" in str(heard[1][0])
+
+
+def test_a_plan_that_cannot_be_read_is_a_failure_and_no_hang():
+    def refuse(data):
+        raise ValueError("no plan")
+
+    links = memory_links(2)
+    heard = [[] for _ in links]
+    announcers = [Announcer(digest, refuse if link.rank == 0 else print) for link in links]
+    announcers[0].announce(b"plan")
+    hearts = [
+        Heartbeat(link, [announcer], interval_seconds=1, on_failure=box.append)
+        for link, announcer, box in zip(links, announcers, heard, strict=True)
+    ]
+    for _ in range(3):
+        assert beat_all(hearts) == [True, True]
+    assert [type(error) for (error,) in heard] == [ValueError, PeerFailedError]
+    assert links[0].calls == links[1].calls
 
 
 @pytest.mark.parametrize("other", [{"window": 8, "mode": "full"}, {"window": 16}])

@@ -4,7 +4,9 @@ A value that a caller chose wrongly is a plain ``ValueError`` that names the val
 remedy. What goes wrong at run time is one of these::
 
     IsothermError
+    ├── LinkError            the group through which ranks talk is broken
     ├── MissingExtraError    an optional dependency is not installed (also an ImportError)
+    ├── PeerFailedError      something of Isotherm raised on another rank
     ├── PeerMismatchError    a rank was started with another configuration than its peers
     ├── PlanRefusedError     a policy returned a plan that breaks an invariant
     ├── ProtocolError        ranks no longer make the same rounds, or a digest does not match
@@ -16,11 +18,20 @@ class IsothermError(Exception):
     """Base of everything that Isotherm raises at run time."""
 
 
+class LinkError(IsothermError):
+    """The group through which ranks talk is broken: a rank died, left, or was silent for longer than the
+    group's time-out. Chained to what torch.distributed raised."""
+
+
 class MissingExtraError(IsothermError, ImportError):
     """An optional dependency is missing. The message holds the command that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package!r} is not installed, and this needs it: pip install 'isotherm[{extra}]'")
+
+
+class PeerFailedError(IsothermError):
+    """Something of Isotherm raised on another rank, so balancing rests on all. The message names it."""
 
 
 class PeerMismatchError(IsothermError):

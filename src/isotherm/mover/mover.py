@@ -63,6 +63,7 @@ class Mover:
         self._carried = 0
         self._filled_epoch = 0
         self._step = 0
+        self._left = start  # the ledger as the last round left it
         self.moves = 0
 
     @property
@@ -84,25 +85,33 @@ class Mover:
         epoch, steps = self._finished()
         return (epoch, self._filled_epoch, steps)
 
-    def act(self, headers_GW: Int64Array, link: Link) -> None:
+    def act(self, headers_GW: Int64Array, link: Link) -> bool:
         epoch, filled_epoch, self._step = (int(word) for word in headers_GW.min(axis=0))
-        if self.ledger.phase is Phase.RETIRING and epoch >= self.ledger.epoch:
-            self.ledger = transitions.retired(self.ledger, self._step)
-            self._carried = 0
-        if self.ledger.phase is not Phase.FILLING:
-            return
-        if filled_epoch >= self.ledger.epoch:
-            self.moves += len(self.ledger.batch)
-            self._enter(transitions.filled(self.ledger, self._rules, self._step))
-            return
-        self._carry(link)
+        has_carried = self._advance(epoch, filled_epoch, link)
+        has_advanced = has_carried or self.ledger is not self._left
+        self._left = self.ledger
+        # What waits for steps of the engine waits in longer and longer pauses: they are not ours to make.
+        return has_advanced and self.ledger.phase is not Phase.SETTLED
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
 
-    def _carry(self, link: Link) -> None:
-        """Carries as many of the batch's fills as the budget of the steps made so far allows."""
+    def _advance(self, epoch: int, filled_epoch: int, link: Link) -> bool:
+        """Takes what every rank has reported; whether this round carried weights."""
+        if self.ledger.phase is Phase.RETIRING and epoch >= self.ledger.epoch:
+            self.ledger = transitions.retired(self.ledger, self._step)
+            self._carried = 0
+        if self.ledger.phase is not Phase.FILLING:
+            return False
+        if filled_epoch >= self.ledger.epoch:
+            self.moves += len(self.ledger.batch)
+            self._enter(transitions.filled(self.ledger, self._rules, self._step))
+            return False
+        return self._carry(link)
+
+    def _carry(self, link: Link) -> bool:
+        """Carries as many of the batch's fills as the budget of the steps made so far allows; whether any."""
         assert self._transport is not None, "aim() lets nothing move without a transport"
         steps = self._step - self.ledger.since_step + 1
         allowed = max(steps * self._bytes_per_step // max(self._bytes_per_expert, 1), 0)
@@ -114,6 +123,7 @@ class Mover:
         if self._carried == len(self.ledger.batch):
             # Every rank carried its part of all fills, so what it says holds for its own slots.
             self._filled_epoch = self.ledger.epoch
+        return bool(fills)
 
     def _enter(self, ledger: Ledger) -> None:
         self.ledger = ledger

@@ -1,0 +1,26 @@
+"""The heartbeat: all that ranks tell each other, in rounds that are the same on every rank.
+
+One background thread per rank makes rounds on a CPU group of its own. A round is an all-gather of
+small headers of fixed size, then exactly those collectives that the gathered headers call for. Every
+rank reads the same headers, so every rank makes the same calls, whatever its state: states and failures
+change the contents of a round, never its calls. Participants (heat, plans, moves) own words of the
+header and act on what was gathered; they know nothing of each other.
+"""
+
+from isotherm.control.announcer import Announcer
+from isotherm.control.heartbeat import Heartbeat, Participant
+from isotherm.control.link import GroupLink, Link, Transfer
+from isotherm.control.peers import check_peers
+from isotherm.control.spans import Span, no_span
+
+__all__ = [
+    "Announcer",
+    "GroupLink",
+    "Heartbeat",
+    "Link",
+    "Participant",
+    "Span",
+    "Transfer",
+    "check_peers",
+    "no_span",
+]

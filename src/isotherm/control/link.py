@@ -1,0 +1,110 @@
+"""What a round may do: collectives over CPU memory, and how they travel over torch.distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from isotherm.arrays import Int32Array, Int64Array
+from isotherm.errors import LinkError
+
+WordArray = TypeVar("WordArray", Int32Array, Int64Array)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Bytes between this rank and ``peer``: a contiguous uint8 CPU tensor, read when sent and written
+    when received. ``tag`` tells transfers of one exchange between the same two ranks apart."""
+
+    buffer: torch.Tensor
+    peer: int
+    tag: int
+
+
+class Link(Protocol):
+    """Collectives over CPU memory, called in the same order on every rank.
+
+    Each call blocks the calling thread, which is never the engine's, and raises `LinkError` when the
+    group is broken: nothing may be called on it any more.
+    """
+
+    rank: int
+    size: int
+
+    sent_bytes: int
+    """Payload that this rank has handed to its calls so far: words gathered, arrays summed, data that it
+    broadcast, transfers that it sent. How the group multiplies it on the wire is the group's affair."""
+
+    def all_gather(self, words_W: WordArray, out: WordArray | None = None) -> WordArray:
+        """The words of every rank, [ranks, words] of the same dtype; written into ``out`` where given."""
+
+    def all_reduce(self, array: Int32Array | Int64Array) -> None:
+        """Sums ``array`` over the ranks, in place."""
+
+    def broadcast(self, data: bytes | None, size: int, source: int) -> bytes:
+        """The ``size`` bytes that rank ``source`` passes as ``data``; others pass None."""
+
+    def exchange(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
+        """Makes this rank's transfers; returns when all have arrived."""
+
+
+class GroupLink:
+    """A link over a torch.distributed process group whose tensors live on the CPU (gloo).
+
+    The group must be the balancer's own: nobody else may use it, from any thread.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+        self.sent_bytes = 0
+
+    def all_gather(self, words_W: WordArray, out: WordArray | None = None) -> WordArray:
+        out_GW = np.empty((self.size, len(words_W)), words_W.dtype) if out is None else out
+        self.sent_bytes += words_W.nbytes
+        with self._errors("all_gather"):
+            rows = list(torch.from_numpy(out_GW))
+            dist.all_gather(rows, torch.from_numpy(words_W), group=self._group)
+        return out_GW
+
+    def all_reduce(self, array: Int32Array | Int64Array) -> None:
+        self.sent_bytes += array.nbytes
+        with self._errors("all_reduce"):
+            dist.all_reduce(torch.from_numpy(array), group=self._group)
+
+    def broadcast(self, data: bytes | None, size: int, source: int) -> bytes:
+        buffer = np.empty(size, np.uint8)
+        if data is not None:
+            buffer[:] = np.frombuffer(data, np.uint8)
+            self.sent_bytes += size
+        with self._errors("broadcast"):
+            dist.broadcast(torch.from_numpy(buffer), group=self._group, group_src=source)
+        return buffer.tobytes()
+
+    def exchange(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
+        self.sent_bytes += sum(t.buffer.nbytes for t in sends)
+        group = self._group
+        with self._errors("exchange"):
+            works = [dist.irecv(t.buffer, group=group, group_src=t.peer, tag=t.tag) for t in receives]
+            works += [dist.isend(t.buffer, group=group, group_dst=t.peer, tag=t.tag) for t in sends]
+            for work in works:
+                assert work is not None, "this rank belongs to the group"
+                work.wait()
+
+    @contextmanager
+    def _errors(self, call: str) -> Iterator[None]:
+        """torch.distributed raises RuntimeError for whatever happens to a group."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise LinkError(
+                f"{call} of rank {self.rank} failed, so a rank has died, left or been silent for longer "
+                f"than the group's time-out: {error}"
+            ) from error
