@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -26,20 +27,23 @@ import torch.distributed as dist
 from isotherm import planner, router
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import MODES, Config, Mode
-from isotherm.control import Announcer, GroupLink, Heartbeat, Span, check_peers, no_span
+from isotherm.control import Announcer, GroupLink, Heartbeat, Link, Span, check_peers, no_span
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.errors import IsothermError
 from isotherm.heat import HeatCollector
 from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Rules, Transport, Weights
 from isotherm.placement import Placement, Plan, digest
-from isotherm.router import Router, RoutingTables
-from isotherm.status import State, Statistics, TablesInForce
-from isotherm.streams import Backend, Event, backend_for, count_wait, forward_path, forward_waits
+from isotherm.router import Router, RoutingTables, TableShelf
+from isotherm.status import Memory, State, Statistics, TablesInForce
+from isotherm.streams import Backend, Event, Handoff, backend_for, count_wait, forward_path, forward_waits
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow, overall_imbalance
 
 logger = logging.getLogger("isotherm")
+
+Number: TypeAlias = int | torch.Tensor
+"""A plain number, or a tensor of one integer on the device."""
 
 
 class Balancer:
@@ -53,7 +57,9 @@ class Balancer:
             order of this rank's slots; None: weights never move, shares may.
         placement: what the loaded weights are; None: slot ``p`` holds expert ``p % experts``.
         config: the settings, the same on every rank.
-        device: where ids and tables live; None: the device of the weights, else the CPU.
+        micro_batches: batches of one step that may be routed at once, from streams of their own.
+        device: where ids and tables live; None: the device of the weights, else the CPU. backend: its
+            streams, where they are not the device's own (a detector of races around them, say).
         inline: make the rounds and the plans on the calling thread at the end of each step: the oracle
             of the tests, and the A/B. The forward pass then waits, and `Statistics.waits` says so.
         transport: makes what carries the weights.
@@ -77,11 +83,13 @@ class Balancer:
         shape: MoEShape,
         topology: Topology,
         *,
-        group: dist.ProcessGroup,
+        group: dist.ProcessGroup | Link,
         weights: Weights | None,
         placement: Placement | None = None,
         config: Config | None = None,
+        micro_batches: int = 1,
         device: torch.device | str | None = None,
+        backend: Backend | None = None,
         inline: bool = False,
         transport: Callable[[ExpertWeights, Topology, Backend], Transport] = HostTransport,
         span: Span = no_span,
@@ -90,12 +98,12 @@ class Balancer:
         self.shape, self.topology = shape, topology
         self.config = config or Config()
         self._inline, self._span = inline, span
-        self._link = GroupLink(group)
+        self._link: Link = GroupLink(group) if isinstance(group, dist.ProcessGroup) else group
         placement = placement or Placement.default(shape, topology)
         self._check_fit(placement)
         planner.get_policy(self.config.policy)
-        self._backend = backend_for(device or _device_of(weights))
-        self._make_rooms(Ledger.start(placement, placement.even_shares()), weights, transport)
+        self._backend = backend or backend_for(device or _device_of(weights))
+        self._make_rooms(Ledger.start(placement, placement.even_shares()), weights, transport, micro_batches)
         self._make_state()
         router.warm_up()
         planner.warm_up()
@@ -108,14 +116,17 @@ class Balancer:
         start: Ledger,
         weights: Weights | None,
         transport: Callable[[ExpertWeights, Topology, Backend], Transport],
+        micro_batches: int,
     ) -> None:
         self._collector = HeatCollector(
             self.shape,
             self.topology,
             None,
+            source="mapped",
             window_steps=self.config.window_steps,
             slices=self.config.slices,
-            device=self._backend.device,
+            micro_batches=micro_batches,
+            backend=self._backend,
             inline=self._inline,
             span=self._span,
         )
@@ -123,16 +134,19 @@ class Balancer:
         self._router = Router(
             self._tables_of(start),
             rank=self._link.rank,
-            device=self._backend.device,
-            heat_KLE=self._collector.totals.heat_KLE,
-            received_LP=self._collector.totals.slots_LP,
+            backend=self._backend,
+            heat_MKLE=self._collector.totals.heat_MKLE,
+            received_MLP=self._collector.totals.slots_MLP,
         )
+        self._shelf = TableShelf(self._router, self._backend)
         self._mover = self._make_mover(start, weights, transport)
         self._announcer = Announcer(digest, self._on_plan)
         self._heartbeat = Heartbeat(
             self._link,
             [self._collector.gather, self._announcer, self._mover],
             interval_seconds=self.config.heartbeat_seconds,
+            step=lambda: self._collector.step,
+            lag_steps=4 * self.config.window_steps,
             span=self._span,
             on_failure=self._on_failure,
         )
@@ -140,10 +154,9 @@ class Balancer:
         self._planner = host.main_stream() if self._inline else host.side_stream("planner")
 
     def _make_state(self) -> None:
-        # Left by the heartbeat's thread, picked up by the engine's.
-        self._waiting_tables: tuple[int, RoutingTables] | None = None
         # Left by the engine's thread, picked up by the heartbeat's: (epoch, steps, event behind them).
-        self._ended: deque[tuple[int, int, Event]] = deque()
+        self._ended: Handoff[tuple[int, int, Event]] = self._backend.handoff()
+        self._unfinished: deque[tuple[int, int, Event]] = deque()  # the heartbeat's own
         self._finished = (0, 0)
         self._planning = False
         self._degraded = False
@@ -158,22 +171,24 @@ class Balancer:
         self.tables_in_force = deque([TablesInForce(0, 0)], maxlen=4096)
         self._mode = self.config.mode
         self._epoch = 0
-        self._num_tokens = self._num_decode = 0
+        self._num_tokens: Number = 0
+        self._num_decode: Number = 0
         self._main_cpu_seconds = 0.0
         self._scope = _StepScope(self)
         self._closed = False
 
     # -- the engine's thread -------------------------------------------------------------------------
 
-    def step(self, num_tokens: int, *, num_decode_tokens: int = 0) -> _StepScope:
+    def step(self, num_tokens: Number, *, num_decode_tokens: Number = 0) -> _StepScope:
         """The scope of one forward pass: `begin_step` and `end_step` around its block."""
         _check_tokens(num_tokens, num_decode_tokens)
         self._scope.tokens = (num_tokens, num_decode_tokens)
         return self._scope
 
-    def begin_step(self, num_tokens: int, *, num_decode_tokens: int = 0) -> None:
+    def begin_step(self, num_tokens: Number, *, num_decode_tokens: Number = 0) -> None:
         """Begins a forward pass: ``num_tokens`` real tokens of this rank, of which the first
-        ``num_decode_tokens`` are decode tokens; 0 for a dummy step. Never waits.
+        ``num_decode_tokens`` are decode tokens; 0 for a dummy step. Plain numbers, or tensors of one
+        integer on the device, which the host never reads. Never waits.
 
         The newest tables are put in force here, and only here.
 
@@ -182,14 +197,14 @@ class Balancer:
         """
         begun = time.thread_time()
         _check_tokens(num_tokens, num_decode_tokens)
-        counted = self._mode != "off"
-        self._num_tokens = num_tokens if counted else 0
-        self._num_decode = num_decode_tokens if counted else 0
-        waiting = self._waiting_tables
-        if waiting is not None and waiting[0] > self._epoch:
-            self._epoch, tables = waiting
-            self._router.load(tables)
-            self.tables_in_force.append(TablesInForce(self._collector.step, self._epoch))
+        with forward_path():
+            counted = self._mode != "off"
+            self._num_tokens = num_tokens if counted else 0
+            self._num_decode = num_decode_tokens if counted else 0
+            epoch = self._shelf.load_newest()
+            if epoch is not None:
+                self._epoch = epoch
+                self.tables_in_force.append(TablesInForce(self._collector.step, epoch))
         self._main_cpu_seconds += time.thread_time() - begun
 
     def route(
@@ -197,18 +212,21 @@ class Balancer:
         layer: int,
         expert_ids: torch.Tensor,
         *,
-        num_tokens: int | None = None,
-        num_decode_tokens: int | None = None,
+        num_tokens: Number | None = None,
+        num_decode_tokens: Number | None = None,
+        first_token: Number = 0,
+        micro_batch: int = 0,
     ) -> torch.Tensor:
         """The slot of each (token, expert) pair: same shape and dtype; counted in the same pass.
 
         Args:
             layer: index of the MoE layer, from 0.
-            expert_ids: this rank's tokens, integer [tokens, top_k]; an id below 0 maps to -1 and counts
-                nothing.
+            expert_ids: the tokens, integer [tokens, top_k]; an id below 0 maps to -1 and counts nothing.
             num_tokens, num_decode_tokens: rows to count, and the decode tokens among them, where that
-                differs from the step's (a micro-batch, padding between tokens). Rows beyond are padding:
-                mapped, not counted.
+                differs from the step's (a micro-batch, padding between tokens).
+            first_token: the first row to count. Other rows, padding or tokens of other ranks, are mapped
+                and not counted: where every rank maps every token, each counts its own.
+            micro_batch: which of the step's batches this is, from 0.
 
         Deterministic given the batch, the step and the tables in force. Never waits.
         """
@@ -222,6 +240,8 @@ class Balancer:
                 step=self._collector.step,
                 num_tokens=self._num_tokens if num_tokens is None else num_tokens,
                 num_decode=self._num_decode if num_decode_tokens is None else num_decode_tokens,
+                first_token=first_token,
+                micro_batch=micro_batch,
             )
         self._main_cpu_seconds += time.thread_time() - begun
         return slots
@@ -236,7 +256,7 @@ class Balancer:
                 snapshots=self._mode not in ("off", "count"),
             )
             event = self._backend.main_stream().record_event()
-            self._ended.append((self._epoch, self._collector.step, event))
+            self._ended.put((self._epoch, self._collector.step, event))
             if self._inline:
                 count_wait()
                 self._heartbeat.beat()
@@ -248,8 +268,11 @@ class Balancer:
 
     def _steps_finished(self) -> tuple[int, int]:
         """The newest tables with which a step is seen done on the engine's stream, and the steps done."""
-        while self._ended and self._ended[0][2].query():
-            epoch, steps, _ = self._ended.popleft()
+        self._shelf.retry()
+        while (ended := self._ended.try_take()) is not None:
+            self._unfinished.append(ended)
+        while self._unfinished and self._unfinished[0][2].query():
+            epoch, steps, _ = self._unfinished.popleft()
             self._finished = (epoch, steps)
         return self._finished
 
@@ -281,7 +304,7 @@ class Balancer:
         return planner.balanced_shares(self._heat_LE, live, self.topology)
 
     def _publish(self, ledger: Ledger) -> None:
-        self._waiting_tables = (ledger.epoch, self._tables_of(ledger))
+        self._shelf.leave(ledger.epoch, self._tables_of(ledger))
 
     def _on_failure(self, error: BaseException) -> None:
         self._degraded = True
@@ -357,6 +380,23 @@ class Balancer:
         """Calls ``callback`` with each decision, on rank 0, on the planner's thread."""
         self._decision_callback = callback
 
+    @staticmethod
+    def memory(
+        shape: MoEShape,
+        topology: Topology,
+        *,
+        micro_batches: int = 1,
+        device: torch.device | str = "cpu",
+        inline: bool = False,
+    ) -> Memory:
+        """Bytes of all buffers for heat and tables that a balancer with these arguments makes, once, when
+        it is built, so that an engine can plan for them; nothing is made here. Beside a CPU the device's
+        buffers are host memory too."""
+        heat = HeatCollector.memory(
+            shape, topology, source="mapped", micro_batches=micro_batches, device=device, inline=inline
+        )
+        return heat + Router.memory(shape, topology, micro_batches, device=device)
+
     def statistics(self) -> Statistics:
         """What the balancer has done so far. Never waits."""
         return Statistics(
@@ -426,12 +466,7 @@ class Balancer:
                 f"the group has {self._link.size} ranks, the topology {self.topology.ranks}: give a "
                 "group of all expert-parallel ranks"
             )
-        wanted = (self.shape.layers, self.topology.slots)
-        if placement.slot_to_expert.shape != wanted or placement.experts != self.shape.experts:
-            raise ValueError(
-                f"placement is {placement.slot_to_expert.shape} of {placement.experts} experts; the "
-                f"shape and topology need {wanted} of {self.shape.experts}"
-            )
+        placement.check_fits(self.shape, self.topology)
 
     def _check_peers(self, placement: Placement) -> None:
         check_peers(
@@ -452,7 +487,7 @@ class _StepScope:
 
     def __init__(self, balancer: Balancer) -> None:
         self._balancer = balancer
-        self.tokens = (0, 0)
+        self.tokens: tuple[Number, Number] = (0, 0)
 
     def __enter__(self) -> None:
         num_tokens, num_decode_tokens = self.tokens
@@ -468,7 +503,9 @@ class _StepScope:
         self._balancer.end_step()
 
 
-def _check_tokens(num_tokens: int, num_decode_tokens: int) -> None:
+def _check_tokens(num_tokens: Number, num_decode_tokens: Number) -> None:
+    if isinstance(num_tokens, torch.Tensor) or isinstance(num_decode_tokens, torch.Tensor):
+        return  # to look at them would be to wait for the device
     if not 0 <= num_decode_tokens <= num_tokens:
         raise ValueError(
             f"num_decode_tokens={num_decode_tokens} must lie between 0 and num_tokens={num_tokens}"

@@ -62,6 +62,15 @@ class Placement:
         row_P = np.arange(topology.slots, dtype=np.int32) % shape.experts
         return cls(np.tile(row_P, (shape.layers, 1)), shape.experts)
 
+    def check_fits(self, shape: MoEShape, topology: Topology) -> None:
+        """Raises ValueError when this is a placement of another model or cluster."""
+        wanted = (shape.layers, topology.slots)
+        if self.slot_to_expert.shape != wanted or self.experts != shape.experts:
+            raise ValueError(
+                f"placement is {self.slot_to_expert.shape} of {self.experts} experts; the "
+                f"shape and topology need {wanted} of {shape.experts}"
+            )
+
     @property
     def layers(self) -> int:
         return int(self.slot_to_expert.shape[0])

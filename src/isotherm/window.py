@@ -18,7 +18,8 @@ class HeatWindow:
 
     Attributes:
         heat_KSLE: int64, tokens per kind, slice, layer and logical expert.
-        slot_load_LGS: int64, tokens that each slot received, all kinds: [layers, ranks, slots].
+        slot_load_LGS: int64, tokens that each slot received, all kinds: [layers, ranks, slots]; None where
+            experts were counted and nobody knows to which slots their tokens went.
         slice_steps: the steps at the borders of the slices, ascending, one more than slices: slice
             ``i`` holds the steps ``slice_steps[i] <= step < slice_steps[i + 1]``.
         tokens_K: int64, tokens per kind, each counted once.
@@ -29,13 +30,15 @@ class HeatWindow:
     """
 
     heat_KSLE: Int64Array
-    slot_load_LGS: Int64Array
+    slot_load_LGS: Int64Array | None
     slice_steps: tuple[int, ...]
     tokens_K: Int64Array
     layer_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
         for name in ("heat_KSLE", "slot_load_LGS", "tokens_K"):
+            if getattr(self, name) is None:
+                continue
             array = frozen(getattr(self, name), np.int64)
             if array.min(initial=0) < 0:
                 raise ValueError(f"{name} holds {array.min()}: counts are not negative")
@@ -46,10 +49,11 @@ class HeatWindow:
                 f"heat of shape {self.heat_KSLE.shape} does not fit {len(self.tokens_K)} kinds and "
                 f"slice_steps={self.slice_steps}"
             )
-        if self.slot_load_LGS.shape[0] != layers or len(self.layer_ids) != layers:
+        loads = layers if self.slot_load_LGS is None else self.slot_load_LGS.shape[0]
+        if loads != layers or len(self.layer_ids) != layers:
             raise ValueError(
-                f"heat of {layers} layers does not fit slot loads of shape "
-                f"{self.slot_load_LGS.shape} and layer_ids={self.layer_ids}"
+                f"heat of {layers} layers does not fit slot loads of {loads} layers and "
+                f"layer_ids={self.layer_ids}"
             )
 
     @property
@@ -66,7 +70,16 @@ class HeatWindow:
 
     @property
     def load_LG(self) -> Int64Array:
-        """Tokens that each rank carried, int64 [layers, ranks]."""
+        """Tokens that each rank carried, int64 [layers, ranks].
+
+        Raises:
+            ValueError: the window knows no loads.
+        """
+        if self.slot_load_LGS is None:
+            raise ValueError(
+                "this window knows no loads: its tokens were counted by expert, not by slot; collect with "
+                "source='received', or let a Balancer map them"
+            )
         total_LG: Int64Array = self.slot_load_LGS.sum(axis=2)
         return total_LG
 

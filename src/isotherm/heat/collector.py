@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -10,19 +11,26 @@ import torch
 import torch.distributed as dist
 
 from isotherm.control import GroupLink, Heartbeat, Link, Span, check_peers, no_span
+from isotherm.heat.aside import DeviceGather, DeviceGroup, TorchDeviceGroup
+from isotherm.heat.exchange import DeviceExchange, Exchange, HostExchange
 from isotherm.heat.gather import HeatGather
-from isotherm.heat.kernels import count_ids, warm_up
-from isotherm.heat.snapshots import SnapshotRing
-from isotherm.heat.totals import Totals
-from isotherm.placement import Placement
-from isotherm.streams import Completion, backend_for, count_wait, forward_path
+from isotherm.heat.ids import IdCounts, warm_up
+from isotherm.heat.received import ReceivedCounts
+from isotherm.heat.snapshots import BUFFERS, SnapshotRing
+from isotherm.heat.totals import Totals, TotalsLayout
+from isotherm.placement import Placement, digest
+from isotherm.status import Memory
+from isotherm.streams import Backend, Stream, backend_for, count_wait, forward_path
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import KINDS, HeatWindow
 
-Source = Literal["ids", "received"]
+logger = logging.getLogger("isotherm")
 
-WARM_DTYPES = (torch.int64, torch.int32)
-"""Ids of these are counted as they are, others by way of int64: nothing compiles while serving."""
+Source = Literal["ids", "received", "mapped"]
+"""ids: the experts that this rank's own tokens chose. received: tokens per local slot after dispatch.
+mapped: as ids, counted by whoever maps them to slots, and the load of every slot beside."""
+
+Kind = Literal["prefill", "decode"]
 
 
 class HeatCollector:
@@ -34,17 +42,24 @@ class HeatCollector:
         group: a process group over CPU memory (gloo) that nobody else uses; None when the collector is
             part of a balancer, which makes the rounds.
         source: what the engine hands over. ``ids``: the logical experts of this rank's own tokens,
-            counted on the engine's stream. ``received``: tokens per local slot after dispatch, added on
-            the side stream and folded to logical experts through ``placement``.
+            counted on the engine's stream. ``received``: tokens per local slot after dispatch, folded to
+            logical experts through the placement in force.
         window_steps: steps in a window, at least. slices: parts of a window, which must divide it.
         placement: which expert each slot holds, for ``received``; None: slot ``p`` holds ``p % E``.
-        device: where counts live.
+        micro_batches: batches of one step that may be counted at once, from streams of their own.
+        device: where counts live. backend: its streams, where they are not the device's own (a detector
+            of races around them, say).
+        device_group: a group over device memory whose collectives the engine orders with its own. Given:
+            heat is gathered there, on the side stream, by two or three collectives at each snapshot.
         inline: do everything on the calling thread and the engine's stream, a round at the end of each
             step: the A/B and the kill switch. Every other call is the same, and so are the windows.
         span: opens spans of a timeline.
 
     One side stream is made here and closed here; the engine's stream never waits for it. Calls on the
-    forward path (``count``, ``count_ids``, ``end_step``) never wait, except with ``inline``.
+    forward path (``count``, ``count_ids``, ``load_placement``, ``end_step``) never wait, except with
+    ``inline``. All are made on the engine's thread; those of a further micro-batch may come from another.
+    ``end_step`` is called on a stream that is ordered behind every stream that counted in the step, and the
+    next step's counting is ordered behind it; counts are undefined unless that holds.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -55,74 +70,157 @@ class HeatCollector:
         self,
         shape: MoEShape,
         topology: Topology,
-        group: dist.ProcessGroup | None,
+        group: dist.ProcessGroup | Link | None,
         *,
         source: Source = "ids",
         window_steps: int = 256,
         slices: int = 2,
         placement: Placement | None = None,
+        micro_batches: int = 1,
         device: torch.device | str = "cpu",
+        backend: Backend | None = None,
+        device_group: dist.ProcessGroup | DeviceGroup | None = None,
         inline: bool = False,
         heartbeat_seconds: float = 0.02,
         span: Span = no_span,
     ) -> None:
-        if source not in get_args(Source):
-            raise ValueError(f"source={source!r} is unknown: choose one of {get_args(Source)}")
-        if window_steps < 1 or slices < 1 or window_steps % slices:
-            raise ValueError(f"window_steps={window_steps} must be a positive multiple of slices={slices}")
+        _check_arguments(source, window_steps, slices, micro_batches)
         topology.check_holds(shape.experts)
-        self._shape = shape
-        self._source = source
+        placement = placement or Placement.default(shape, topology)
+        placement.check_fits(shape, topology)
+        self._shape, self._topology = shape, topology
+        self._source: Source = source
         self._inline = inline
         self._snapshot_steps = window_steps // slices
-        self._backend = backend_for(device)
-        self._side = self._backend.main_stream() if inline else self._backend.side_stream("heat")
-        self.totals = Totals(shape, topology, self._backend.device)
-        self._ring = SnapshotRing(self.totals.flat, self._backend, span=span)
+        self._backend = backend or backend_for(device)
+        self._side: Stream | None = None if inline else self._backend.side_stream("heat")
+        link = _link_of(group)
+        self._make_buffers(link.rank if link else 0, placement, micro_batches, device_group, span)
         self.gather = HeatGather(
             shape,
-            topology,
-            self.totals,
             self._ring,
+            self._exchange,
+            self._backend,
             window_steps=window_steps,
             deliver=self._keep,
             span=span,
         )
         self._windows: deque[HeatWindow] = deque()
         self._callback: Callable[[HeatWindow], None] | None = None
+        self._callback_failed = False
         self._tokens_K = [0] * len(KINDS)
-        self._owned: deque[Completion] = deque()
         self.step = 0
         self._heartbeat: Heartbeat | None = None
-        if group is not None:
-            link = GroupLink(group)
-            self._check_group(link, topology, window_steps, slices)
+        if link is not None:
+            settings = {
+                "shape": shape,
+                "topology": topology,
+                "source": source,
+                "window_steps": window_steps,
+                "slices": slices,
+                "placement": digest(placement.slot_to_expert.tobytes()),
+                "gathers": "on the device" if device_group is not None else "on the host",
+                "inline": inline,
+            }
+            _check_group(link, topology, settings)
             warm_up()
-            self._fold_through(placement or Placement.default(shape, topology), topology, link.rank)
-            self._heartbeat = Heartbeat(link, [self.gather], interval_seconds=heartbeat_seconds, span=span)
+            self._heartbeat = Heartbeat(
+                link,
+                [self.gather],
+                interval_seconds=heartbeat_seconds,
+                step=lambda: self.step,
+                lag_steps=4 * window_steps,
+                span=span,
+            )
             if not inline:
                 self._heartbeat.start()
 
-    def count_ids(
-        self, layer: int, ids_TK: torch.Tensor, *, num_tokens: int | None = None, num_decode: int = 0
+    def _make_buffers(
+        self,
+        rank: int,
+        placement: Placement,
+        micro_batches: int,
+        device_group: dist.ProcessGroup | DeviceGroup | None,
+        span: Span,
     ) -> None:
-        """Counts this rank's own tokens of one layer, on the engine's stream.
+        layout = _layout(self._shape, self._topology, self._source)
+        is_received = self._source == "received"
+        has_aside = is_received and self._backend.queues_work and not self._inline
+        self.totals = Totals(layout, micro_batches, self._backend.device, aside=has_aside)
+        self._received: ReceivedCounts | None = None
+        if is_received:
+            self._received = ReceivedCounts(self.totals, self._topology, rank, placement, self._backend)
+        self._ids = IdCounts(self.totals.heat_MKLE)
+        gather: DeviceGather | None = None
+        self._exchange: Exchange = HostExchange(layout, self._topology, own_slots=is_received)
+        if device_group is not None:
+            group = _device_group_of(device_group)
+            gather = DeviceGather(group, layout, self.totals.rows_MW, own_slots=is_received)
+            self._exchange = DeviceExchange(layout, self._topology, own_slots=is_received)
+        self._ring = SnapshotRing(self.totals, self._backend, gather=gather, span=span)
+
+    @staticmethod
+    def memory(
+        shape: MoEShape,
+        topology: Topology,
+        *,
+        source: Source = "ids",
+        micro_batches: int = 1,
+        device: torch.device | str = "cpu",
+        device_group: bool = False,
+        inline: bool = False,
+    ) -> Memory:
+        """Bytes of all buffers that a collector with these arguments makes, once, when it is built; nothing
+        is made here. Beside a CPU the device's buffers are host memory too."""
+        layout = _layout(shape, topology, source)
+        own_slots = source == "received"
+        queues_work = torch.device(device).type != "cpu"
+        rows = micro_batches + (own_slots and queues_work and not inline)
+        memory = Memory(device_bytes=layout.row_bytes(rows))
+        if own_slots:
+            memory += ReceivedCounts.memory(shape.layers, topology.slots_per_rank, rows)
+        landing_bytes = layout.row_bytes(rows)
+        if device_group:
+            gather = DeviceGather.memory(layout, topology.ranks, own_slots=own_slots)
+            landing_bytes = gather.device_bytes - layout.row_bytes()
+            exchange = DeviceExchange.memory(layout, topology.ranks, own_slots=own_slots)
+            memory += gather + exchange
+        else:
+            memory += HostExchange.memory(layout)
+        return memory + SnapshotRing.memory(layout.row_bytes(rows), landing_bytes, BUFFERS)
+
+    def count_ids(
+        self,
+        layer: int,
+        ids_TK: torch.Tensor,
+        *,
+        num_tokens: int | torch.Tensor | None = None,
+        num_decode: int | torch.Tensor = 0,
+        first_token: int | torch.Tensor = 0,
+        micro_batch: int = 0,
+    ) -> None:
+        """Counts this rank's own tokens of one layer, on the engine's stream. Never waits.
 
         Args:
             layer: index of the MoE layer, from 0.
-            ids_TK: logical experts, integer [tokens, top_k]; negative for none.
-            num_tokens: real tokens, the first rows; None: all. The rest is padding.
-            num_decode: decode tokens among them, the first rows.
+            ids_TK: logical experts, any integer dtype and strides, [tokens, top_k]; negative for none.
+            num_tokens: real tokens of this rank, from row ``first_token`` on; None: all rows. The others
+                are padding, or tokens of other ranks, which these count.
+            num_decode: decode tokens among them, the first ones.
+            micro_batch: which of the step's batches this is, from 0.
+
+        The numbers are plain, or tensors of one integer on the device of the ids, which the host never
+        reads.
         """
-        num_tokens = len(ids_TK) if num_tokens is None else min(num_tokens, len(ids_TK))
-        heat_KLE = self.totals.heat_KLE
-        if ids_TK.device.type == "cpu":
-            prefill_E, decode_E = heat_KLE[0, layer].numpy(), heat_KLE[1, layer].numpy()
-            known_TK = ids_TK.contiguous() if ids_TK.dtype in WARM_DTYPES else ids_TK.long().contiguous()
-            count_ids(known_TK.numpy(), num_tokens, num_decode, prefill_E, decode_E)
-            return
-        _add_ids(heat_KLE[1, layer], ids_TK[:num_decode])
-        _add_ids(heat_KLE[0, layer], ids_TK[num_decode:num_tokens])
+        with forward_path():
+            self._ids.count(
+                layer,
+                ids_TK,
+                first_token=first_token,
+                num_tokens=len(ids_TK) if num_tokens is None else num_tokens,
+                num_decode=num_decode,
+                micro_batch=micro_batch,
+            )
 
     def count(
         self,
@@ -131,58 +229,87 @@ class HeatCollector:
         *,
         cumulative: bool = False,
         borrowed: bool = True,
-        kind: Literal["prefill", "decode"] = "prefill",
+        kind: Kind = "prefill",
+        micro_batch: int = 0,
     ) -> None:
-        """Adds tokens that this rank's slots received in one layer, on the side stream. Never waits.
+        """Adds tokens that this rank's slots received in one layer. Never waits.
 
         Args:
             layer: index of the MoE layer, from 0.
             counts_S: tokens per local slot, integer [slots_per_rank].
             cumulative: ``counts_S`` is a running sum over the slots.
-            borrowed: the engine will overwrite or free ``counts_S`` after this call, so it is copied on
-                the engine's stream first. False: the engine hands it over and never touches it again.
+            borrowed: the engine will overwrite or free ``counts_S`` after this call, so it is added on the
+                engine's stream. False: the engine hands it over and never writes to it again; it is added
+                on the side stream and let go when that is done.
             kind: what the tokens are.
-        """
-        with forward_path():
-            main = self._backend.main_stream()
-            handed_S = counts_S.clone() if borrowed else counts_S
-            heat_E = self.totals.heat_KLE[KINDS.index(kind), layer]
-            slots_S = self.totals.slots_LP[layer, self._local]
-            experts_S = self._experts_LS[layer]
-            if not self._inline:
-                # The side stream reads what the engine's stream has just written.
-                self._side.wait_event(main.record_event())
-            self._side.submit(
-                lambda: _fold(handed_S, cumulative, experts_S, heat_E, slots_S),
-                reads=[handed_S, experts_S],
-                writes=[heat_E, slots_S],
-            )
-            # Nobody waits for the side, so the counts must outlive the engine's interest in them.
-            self._owned.append(Completion(self._side.record_event(), handed_S))
+            micro_batch: which of the step's batches this is, from 0.
 
-    def end_step(self, *, num_tokens: int, num_decode: int = 0) -> None:
+        Raises:
+            ValueError: the collector was not built with ``source="received"``, or another number of slots.
+        """
+        if self._received is None:
+            raise ValueError(
+                f"count() takes received counts, and this collector was built with source={self._source!r}: "
+                "build it with source='received', or call count_ids()"
+            )
+        with forward_path():
+            self._received.count(
+                layer,
+                counts_S,
+                KINDS.index(kind),
+                cumulative=cumulative,
+                borrowed=borrowed,
+                micro_batch=micro_batch,
+            )
+
+    def load_placement(self, placement: Placement) -> None:
+        """From here on, in the order of the engine's stream, the slots hold what ``placement`` says: counts
+        handed over before go to the experts that the slots held before. Between two steps. Never waits.
+
+        Raises:
+            ValueError: a placement of another shape.
+        """
+        placement.check_fits(self._shape, self._topology)
+        if self._received is None:
+            return
+        with forward_path():
+            self._received.load(placement, self._backend.main_stream(), self._side)
+
+    def end_step(self, *, num_tokens: int | torch.Tensor, num_decode: int | torch.Tensor = 0) -> None:
         """Ends a step of the engine: ``num_tokens`` real tokens of this rank, ``num_decode`` of them
-        decode tokens; 0 for a dummy step. Every rank ends the same steps. Never waits."""
+        decode tokens; 0 for a dummy step. Plain numbers, or tensors of one integer on the device. Every
+        rank ends the same steps. Never waits."""
         with forward_path():
             self.advance(num_tokens=num_tokens, num_decode=num_decode)
             if self._inline and self._heartbeat is not None:
                 count_wait()
                 self._heartbeat.beat()
 
-    def advance(self, *, num_tokens: int, num_decode: int, snapshots: bool = True) -> None:
+    def advance(
+        self, *, num_tokens: int | torch.Tensor, num_decode: int | torch.Tensor, snapshots: bool = True
+    ) -> None:
         """Ends a step without a round: for the balancer, which makes its own."""
-        self._tokens_K[0] += num_tokens - num_decode
-        self._tokens_K[1] += num_decode
+        self._add_tokens(num_tokens, num_decode)
         self.step += 1
-        while self._owned and self._owned[0].done():
-            self._owned.popleft()
+        main = self._backend.main_stream()
+        if self._received is not None:
+            self._received.hand_over(main, self._side)
         if not snapshots or self.step % self._snapshot_steps:
             return
-        main = self._backend.main_stream()
-        counting = self._side if self._source == "received" else main
-        taken = self._ring.try_take(self.step, tuple(self._tokens_K), counting, self._side)
+        if self._received is not None:
+            self._received.fold(main, self._side)
+        taken = self._ring.try_take(self.step, tuple(self._tokens_K), main, self._side)
         if taken and self._heartbeat is not None:
             self._heartbeat.poke()
+
+    def _add_tokens(self, num_tokens: int | torch.Tensor, num_decode: int | torch.Tensor) -> None:
+        if isinstance(num_tokens, int) and isinstance(num_decode, int):
+            self._tokens_K[0] += num_tokens - num_decode
+            self._tokens_K[1] += num_decode
+            return
+        prefill, decode = self.totals.tokens_MK[0]
+        prefill.add_(_scalar(num_tokens)).sub_(_scalar(num_decode))
+        decode.add_(_scalar(num_decode))
 
     @property
     def gathered_step(self) -> int:
@@ -200,61 +327,61 @@ class HeatCollector:
 
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
         """Calls ``callback`` with each window from now on, off the forward thread (on it with
-        ``inline``); ``poll`` then returns none."""
+        ``inline``); ``poll`` then returns none. What it raises is logged, and collection goes on."""
         self._callback = callback
 
     def close(self, timeout_seconds: float = 30.0) -> None:
-        """Ends collection; called on every rank. Twice is allowed."""
+        """Ends collection; called on every rank. Twice is allowed. Waits for the other ranks, at most
+        ``timeout_seconds``."""
         if self._heartbeat is not None:
             self._heartbeat.close(timeout_seconds)
             self._heartbeat = None
-        self._side.close()
+        if self._side is not None:
+            self._side.close()
 
     def _keep(self, window: HeatWindow) -> None:
-        if self._callback is not None:
-            self._callback(window)
-        else:
+        if self._callback is None:
             self._windows.append(window)
-
-    def _fold_through(self, placement: Placement, topology: Topology, rank: int) -> None:
-        first = rank * topology.slots_per_rank
-        self._local = slice(first, first + topology.slots_per_rank)
-        experts_LS = placement.slot_to_expert[:, self._local].astype("int64")
-        self._experts_LS = torch.from_numpy(experts_LS).to(self._backend.device)
-
-    def _check_group(self, link: Link, topology: Topology, window_steps: int, slices: int) -> None:
-        if link.size != topology.ranks:
-            raise ValueError(
-                f"the group has {link.size} ranks, the topology {topology.ranks}: give a group of all "
-                "expert-parallel ranks"
-            )
-        settings: dict[str, object] = {
-            "shape": self._shape,
-            "topology": topology,
-            "source": self._source,
-            "window_steps": window_steps,
-            "slices": slices,
-            "inline": self._inline,
-        }
-        check_peers(link, settings)
+            return
+        try:
+            self._callback(window)
+        except Exception:
+            # The engine's own code: it must not end the rounds that other ranks are in.
+            if not self._callback_failed:
+                logger.exception("isotherm: on_window's callback raised; it will not be logged again")
+            self._callback_failed = True
 
 
-def _add_ids(counts_E: torch.Tensor, ids_TK: torch.Tensor) -> None:
-    """Adds one for each id that is not negative, without telling the host how many there are."""
-    flat = ids_TK.reshape(-1).long()
-    counts_E.scatter_add_(0, flat.clamp_min(0), (flat >= 0).to(counts_E.dtype))
+def _scalar(number: int | torch.Tensor) -> int | torch.Tensor:
+    return number.reshape(()) if isinstance(number, torch.Tensor) else number
 
 
-def _fold(
-    counts_S: torch.Tensor,
-    cumulative: bool,
-    experts_S: torch.Tensor,
-    heat_E: torch.Tensor,
-    slots_S: torch.Tensor,
-) -> None:
-    """Adds received counts to their slots and to the experts that these hold."""
-    counts_S = counts_S.to(heat_E.dtype)
-    if cumulative:
-        counts_S = torch.diff(counts_S, prepend=counts_S.new_zeros(1))
-    slots_S.add_(counts_S)
-    heat_E.scatter_add_(0, experts_S.clamp_min(0), counts_S * (experts_S >= 0))
+def _check_arguments(source: str, window_steps: int, slices: int, micro_batches: int) -> None:
+    if source not in get_args(Source):
+        raise ValueError(f"source={source!r} is unknown: choose one of {get_args(Source)}")
+    if window_steps < 1 or slices < 1 or window_steps % slices:
+        raise ValueError(f"window_steps={window_steps} must be a positive multiple of slices={slices}")
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches={micro_batches} is below 1: a step has at least one batch")
+
+
+def _layout(shape: MoEShape, topology: Topology, source: Source) -> TotalsLayout:
+    slots = {"ids": 0, "received": topology.slots_per_rank, "mapped": topology.slots}
+    return TotalsLayout(shape, slots[source])
+
+
+def _link_of(group: dist.ProcessGroup | Link | None) -> Link | None:
+    return GroupLink(group) if isinstance(group, dist.ProcessGroup) else group
+
+
+def _device_group_of(group: dist.ProcessGroup | DeviceGroup) -> DeviceGroup:
+    return TorchDeviceGroup(group) if isinstance(group, dist.ProcessGroup) else group
+
+
+def _check_group(link: Link, topology: Topology, settings: dict[str, object]) -> None:
+    if link.size != topology.ranks:
+        raise ValueError(
+            f"the group has {link.size} ranks, the topology {topology.ranks}: give a group of all "
+            "expert-parallel ranks"
+        )
+    check_peers(link, settings)

@@ -10,21 +10,21 @@ import numpy as np
 
 from isotherm.arrays import Int32Array, Int64Array
 from isotherm.control import Link, Span, no_span
+from isotherm.heat.exchange import Exchange
 from isotherm.heat.snapshots import Snapshot, SnapshotRing
-from isotherm.heat.totals import Totals
-from isotherm.topology import MoEShape, Topology
+from isotherm.streams import Backend
+from isotherm.topology import MoEShape
 from isotherm.window import KINDS, HeatWindow
 
 logger = logging.getLogger("isotherm")
 
 _NONE = -1
-_INT32_SAFE_TOKENS = 2**31 - 1
+_WORDS = 2  # per buffer: the step of its snapshot, the largest count since the last gathered one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Slice:
     heat_KLE: Int64Array
-    slots_LP: Int64Array
     tokens_K: Int64Array
     end_step: int
 
@@ -42,85 +42,78 @@ class HeatGather:
     def __init__(
         self,
         shape: MoEShape,
-        topology: Topology,
-        totals: Totals,
         ring: SnapshotRing,
+        exchange: Exchange,
+        backend: Backend,
         *,
         window_steps: int,
         deliver: Callable[[HeatWindow], None],
         span: Span = no_span,
     ) -> None:
-        self.header_words = 2 * ring.buffers
+        self.header_words = _WORDS * ring.buffers
         self._shape = shape
-        self._topology = topology
-        self._totals = totals
         self._ring = ring
+        self._exchange = exchange
+        self._backend = backend
         self._window_steps = window_steps
         self._deliver = deliver
         self._span = span
-        size = totals.flat.numel()
-        self._base = np.zeros(size, np.int32)
         self._base_tokens_K = (0,) * len(KINDS)
-        self._base_step = 0
+        self._window_start = 0
         self.gathered_step = 0
-        self._narrow = np.zeros(size + len(KINDS), np.int32)
-        self._wide = np.zeros(size + len(KINDS), np.int64)
         self._pending: list[_Slice] = []
         self._held: dict[int, Snapshot] = {}
 
     def header(self) -> Sequence[int]:
-        self._held = {snapshot.step: snapshot for snapshot in self._ring.landed()}
+        self._held = {}
         words: list[int] = []
-        for snapshot in self._held.values():
-            words += (snapshot.step, sum(snapshot.tokens_K) - sum(self._base_tokens_K))
+        for snapshot in self._ring.landed():
+            largest = self._largest_since_base(snapshot)
+            if largest is None:
+                self._ring.drop(snapshot)
+                continue
+            self._held[snapshot.step] = snapshot
+            words += (snapshot.step, largest)
         return words + [_NONE] * (self.header_words - len(words))
 
-    def act(self, headers_GW: Int64Array, link: Link) -> None:
-        steps_GB = headers_GW[:, 0::2]
+    def act(self, headers_GW: Int64Array, link: Link) -> bool:
+        steps_GB = headers_GW[:, 0::_WORDS]
         held = [set(row_B[row_B != _NONE].tolist()) for row_B in steps_GB]
         if not all(held):
-            return
+            # Nothing is common; whoever holds something waits for the others, who will say so.
+            return False
         common = set.intersection(*held)
         if common:
             step = max(common)
-            tokens = int(headers_GW[:, 1::2][steps_GB == step].sum())
-            self._gather(self._held[step], tokens, link)
+            largest = int(headers_GW[:, 1::_WORDS][steps_GB == step].sum())
+            self._gather(self._held[step], largest, link)
         self._ring.drop_below(max(min(steps) for steps in held))
+        return bool(common)
 
-    def _gather(self, snapshot: Snapshot, tokens: int, link: Link) -> None:
+    def _gather(self, snapshot: Snapshot, largest: int, link: Link) -> None:
+        """``largest`` bounds every count once it is summed over the ranks."""
         with self._span(f"gather to step {snapshot.step}", "heartbeat"):
-            summed = self._reduce(snapshot, tokens, link)
-        heat_KLE, slots_LP = self._totals.split(summed[: -len(KINDS)])
-        tokens_K = summed[-len(KINDS) :]
-        self._pending.append(_Slice(heat_KLE, slots_LP, tokens_K, snapshot.step))
-        self._base[:] = snapshot.flat.numpy()
-        self._base_tokens_K = snapshot.tokens_K
-        self._held.clear()
-        self._ring.drop_below(snapshot.step + 1)
+            self._read(snapshot, self._exchange.take)
+            tokens_K = np.subtract(snapshot.tokens_K, self._base_tokens_K)
+            heat_KLE, tokens_K = self._exchange.heat(tokens_K, largest, link)
+            self._pending.append(_Slice(heat_KLE, tokens_K, snapshot.step))
+            self._base_tokens_K = snapshot.tokens_K
+            self._held.clear()
+            self._ring.drop_below(snapshot.step + 1)
+            if is_whole := snapshot.step - self._window_start >= self._window_steps:
+                loads_LGS = self._exchange.loads(largest, link)
+        if is_whole:
+            self._deliver_window(loads_LGS)
+        # Last: whoever sees it finds the window delivered.
         self.gathered_step = snapshot.step
-        if snapshot.step - self._base_step >= self._window_steps:
-            self._deliver_window()
 
-    def _reduce(self, snapshot: Snapshot, tokens: int, link: Link) -> Int64Array:
-        """The difference to the last gathered snapshot, summed over the ranks."""
-        wire: Int32Array | Int64Array
-        # No entry exceeds the tokens of all ranks, so four bytes do unless those overflow.
-        wire = self._narrow if tokens <= _INT32_SAFE_TOKENS else self._wide
-        # The wrap of int32 makes the difference right modulo 2^32; read it as unsigned.
-        difference = (snapshot.flat.numpy() - self._base).view(np.uint32)
-        wire[: -len(KINDS)] = difference.view(np.int32) if wire is self._narrow else difference
-        wire[-len(KINDS) :] = np.subtract(snapshot.tokens_K, self._base_tokens_K)
-        link.all_reduce(wire)
-        return wire.astype(np.int64)
-
-    def _deliver_window(self) -> None:
+    def _deliver_window(self, loads_LGS: Int64Array | None) -> None:
         slices, self._pending = self._pending, []
-        borders = (self._base_step, *(each.end_step for each in slices))
-        self._base_step = borders[-1]
-        slot_load_LP = np.sum([each.slots_LP for each in slices], axis=0)
+        borders = (self._window_start, *(each.end_step for each in slices))
+        self._window_start = borders[-1]
         window = HeatWindow(
             heat_KSLE=np.stack([each.heat_KLE for each in slices], axis=1),
-            slot_load_LGS=slot_load_LP.reshape(self._shape.layers, self._topology.ranks, -1),
+            slot_load_LGS=loads_LGS,
             slice_steps=borders,
             tokens_K=np.sum([each.tokens_K for each in slices], axis=0),
             layer_ids=self._shape.ids,
@@ -133,3 +126,17 @@ class HeatGather:
             window.tokens_K.sum(),
         )
         self._deliver(window)
+
+    def _largest_since_base(self, snapshot: Snapshot) -> int | None:
+        largest = self._read(snapshot, lambda words: self._exchange.largest_since_base(words, snapshot.step))
+        if largest is None:
+            return None
+        return max(largest, sum(snapshot.tokens_K) - sum(self._base_tokens_K))
+
+    def _read(self, snapshot: Snapshot, reader: Callable[[Int32Array], int | None]) -> int | None:
+        """What ``reader`` makes of the snapshot's words, declared as a read of this thread."""
+        found: list[int | None] = []
+        self._backend.caller_stream().submit(
+            lambda: found.append(reader(snapshot.host.numpy())), reads=[snapshot.host]
+        )
+        return found[0]

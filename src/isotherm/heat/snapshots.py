@@ -8,19 +8,29 @@ from dataclasses import dataclass
 import torch
 
 from isotherm.control import Span, no_span
+from isotherm.heat.aside import DeviceGather
+from isotherm.heat.totals import Totals
+from isotherm.status import Memory
 from isotherm.streams import Backend, Event, Stream
 
+BUFFERS = 4
+"""Snapshots that may be under way or waiting for slower ranks at once."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class _Buffer:
     device: torch.Tensor
     host: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The totals after ``step`` steps. ``flat`` (int32, host) may be read once ``landed`` is done, until
-    the snapshot is dropped. ``tokens_K`` are this rank's tokens per kind since the start."""
+    """The totals after ``step`` steps.
+
+    ``host`` (int32) may be read once ``landed`` is done, until the snapshot is dropped: this rank's rows
+    of totals, or what was gathered of all ranks where the device gathers. ``tokens_K`` are this rank's
+    tokens per kind since the start, as far as the host was told of them.
+    """
 
     step: int
     tokens_K: tuple[int, ...]
@@ -28,63 +38,96 @@ class Snapshot:
     landed: Event
 
     @property
-    def flat(self) -> torch.Tensor:
+    def host(self) -> torch.Tensor:
         return self.buffer.host
 
 
 class SnapshotRing:
     """A fixed number of snapshot buffers.
 
-    Two threads use it: the engine's takes snapshots, the heartbeat's reads and drops them. What passes
-    between them passes through two deques, whose append and popleft are atomic.
+    The engine's thread takes snapshots; the heartbeat's reads and drops them. Buffers go round between the
+    two, and each touches only what it holds.
     """
 
     def __init__(
-        self, totals: torch.Tensor, backend: Backend, buffers: int = 4, span: Span = no_span
+        self,
+        totals: Totals,
+        backend: Backend,
+        *,
+        gather: DeviceGather | None = None,
+        buffers: int = BUFFERS,
+        span: Span = no_span,
     ) -> None:
         self._totals = totals
+        self._gather = gather
         self._span = span
         self.buffers = buffers
-        self._free = deque(
-            _Buffer(torch.empty_like(totals), backend.pinned_empty(totals.shape, totals.dtype))
+        rows_MW = totals.rows_MW
+        landing = tuple(rows_MW.shape) if gather is None else (gather.words,)
+        made = [
+            _Buffer(torch.zeros_like(rows_MW), backend.pinned_empty(landing, rows_MW.dtype))
             for _ in range(buffers)
-        )
-        self._taken: deque[Snapshot] = deque()
+        ]
+        self._free = backend.handoff(made)
+        self._taken = backend.handoff(list[Snapshot]())
+        self._held: deque[Snapshot] = deque()  # the heartbeat's own
         self.skipped = 0
 
-    def try_take(self, step: int, tokens_K: tuple[int, ...], counting: Stream, side: Stream) -> bool:
-        """Enqueues a copy of the totals: on ``counting``, behind what was counted so far, then on
-        ``side`` to the host. False where no buffer is free: the snapshot is skipped, and nothing is
-        lost, since totals only grow. Never waits."""
-        try:
-            buffer = self._free.popleft()
-        except IndexError:
+    @staticmethod
+    def memory(row_bytes: int, landing_bytes: int, buffers: int = BUFFERS) -> Memory:
+        """The buffers: each holds all rows on the device, and on the host what lands."""
+        return Memory(device_bytes=buffers * row_bytes, pinned_bytes=buffers * landing_bytes)
+
+    def try_take(self, step: int, tokens_K: tuple[int, ...], main: Stream, side: Stream | None) -> bool:
+        """Enqueues a copy of the totals, each row behind what its stream has counted so far, and from there
+        on ``side`` to the host; None: all on ``main``. False where no buffer is free: the snapshot is
+        skipped, and nothing is lost, since totals only grow. Never waits."""
+        buffer = self._free.try_take()
+        if buffer is None:
             self.skipped += 1
+            if self._gather is not None:
+                # The other ranks call: this one must too, and says that it has nothing.
+                self._gather.submit_nothing(side or main)
             return False
-        totals = self._totals
-        counting.submit(lambda: _copy(totals, buffer.device), reads=[totals], writes=[buffer.device])
-        if side is not counting:
-            # The host copy reads what the counting stream has just been told to write.
-            side.wait_event(counting.record_event())
+        totals, rows = self._totals, self._totals.micro_batches
+        _submit_copy(main, totals.main_MW, buffer.device[:rows])
+        if side is not None:
+            # The side stream reads what the counting stream has just been told to write.
+            side.wait_event(main.record_event())
+            if len(totals.aside_MW):
+                _submit_copy(side, totals.aside_MW, buffer.device[rows:])
+        lander = side or main
+        if self._gather is not None:
+            self._gather.submit(lander, step, tokens_K, buffer.device)
+        source = buffer.device if self._gather is None else self._gather.gathered
 
         def land() -> None:
             with self._span(f"snapshot of step {step}", "heat stream"):
-                _copy(buffer.device, buffer.host)
+                buffer.host.copy_(source, non_blocking=True)
 
-        side.submit(land, reads=[buffer.device], writes=[buffer.host])
-        self._taken.append(Snapshot(step, tokens_K, buffer, side.record_event()))
+        lander.submit(land, reads=[source], writes=[buffer.host])
+        self._taken.put(Snapshot(step, tokens_K, buffer, lander.record_event()))
         return True
 
     def landed(self) -> tuple[Snapshot, ...]:
         """Snapshots whose bytes are on the host, oldest first. Heartbeat thread only; never waits."""
-        held = tuple(self._taken)
-        return tuple(snapshot for snapshot in held if snapshot.landed.query())
+        while (snapshot := self._taken.try_take()) is not None:
+            self._held.append(snapshot)
+        return tuple(snapshot for snapshot in self._held if snapshot.landed.query())
 
     def drop_below(self, step: int) -> None:
         """Frees the buffers of snapshots older than ``step``. Heartbeat thread only."""
-        while self._taken and self._taken[0].step < step and self._taken[0].landed.query():
-            self._free.append(self._taken.popleft().buffer)
+        while self._held and self._held[0].step < step and self._held[0].landed.query():
+            self._free.put(self._held.popleft().buffer)
+
+    def drop(self, snapshot: Snapshot) -> None:
+        """Frees the buffer of one that landed. Heartbeat thread only."""
+        self._held.remove(snapshot)
+        self._free.put(snapshot.buffer)
 
 
-def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
-    target.copy_(source, non_blocking=True)
+def _submit_copy(stream: Stream, source: torch.Tensor, target: torch.Tensor) -> None:
+    def copy() -> None:
+        target.copy_(source, non_blocking=True)
+
+    stream.submit(copy, reads=[source], writes=[target])

@@ -2,34 +2,80 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
-from isotherm.arrays import Int32Array, Int64Array
-from isotherm.topology import MoEShape, Topology
+from isotherm.topology import MoEShape
 from isotherm.window import KINDS
+
+_WORD_BYTES = 4
+
+
+@dataclass(frozen=True)
+class TotalsLayout:
+    """Where counts stand in a row of words: heat [kinds, layers, experts], then tokens per kind, then
+    loads [layers, slots]. ``slots`` is what each layer has a load for: 0 where loads are not known, the
+    slots of this rank where it counts what they received, all slots where it maps."""
+
+    shape: MoEShape
+    slots: int
+
+    @property
+    def heat_shape(self) -> tuple[int, int, int]:
+        return len(KINDS), self.shape.layers, self.shape.experts
+
+    @property
+    def heat_words(self) -> int:
+        return len(KINDS) * self.shape.layers * self.shape.experts
+
+    @property
+    def reduced_words(self) -> int:
+        """Heat and tokens: what is summed over the ranks for every slice."""
+        return self.heat_words + len(KINDS)
+
+    @property
+    def slot_words(self) -> int:
+        return self.shape.layers * self.slots
+
+    @property
+    def words(self) -> int:
+        return self.reduced_words + self.slot_words
+
+    def row_bytes(self, rows: int = 1) -> int:
+        return rows * self.words * _WORD_BYTES
+
+    def heat_of(self, row_W: Any) -> Any:
+        """The heat [..., kinds, layers, experts] in rows of words, as a view."""
+        return row_W[..., : self.heat_words].reshape(*row_W.shape[:-1], *self.heat_shape)
+
+    def tokens_of(self, row_W: Any) -> Any:
+        """The tokens per kind [..., kinds] in rows of words, as a view."""
+        return row_W[..., self.heat_words : self.reduced_words]
+
+    def slots_of(self, row_W: Any) -> Any:
+        """The loads [..., layers, slots] in rows of words, as a view."""
+        slots_W = row_W[..., self.reduced_words :]
+        return slots_W.reshape(*row_W.shape[:-1], self.shape.layers, self.slots)
 
 
 class Totals:
-    """Counts since the start, modulo 2^32, as views of one flat int32 tensor on the device.
+    """Counts since the start, modulo 2^32, as views of one int32 tensor ``rows_MW`` on the device.
 
-    ``heat_KLE`` counts tokens per kind, layer and logical expert; ``slots_LP`` tokens per layer and
-    slot, all kinds. Read them as unsigned: differences of two copies are right as long as fewer than
-    2^32 tokens lie between.
+    Each row belongs to one stream, which alone adds to it: one for each micro-batch of a step, and with
+    ``aside`` one more, the last, for the side stream. Rows are added up on the host. Read them as
+    unsigned: differences of two copies are right as long as fewer than 2^32 tokens lie between.
     """
 
-    def __init__(self, shape: MoEShape, topology: Topology, device: torch.device) -> None:
-        self._heat_shape = (len(KINDS), shape.layers, shape.experts)
-        self._slots_shape = (shape.layers, topology.slots)
-        self._heat_size = int(np.prod(self._heat_shape))
-        size = self._heat_size + int(np.prod(self._slots_shape))
-        self.flat = torch.zeros(size, dtype=torch.int32, device=device)
-        self.heat_KLE = self.flat[: self._heat_size].view(self._heat_shape)
-        self.slots_LP = self.flat[self._heat_size :].view(self._slots_shape)
-
-    def split(self, flat: Int32Array | Int64Array) -> tuple[np.ndarray, np.ndarray]:
-        """Views ``(heat_KLE, slots_LP)`` of an array laid out like ``flat``."""
-        return (
-            flat[: self._heat_size].reshape(self._heat_shape),
-            flat[self._heat_size :].reshape(self._slots_shape),
-        )
+    def __init__(
+        self, layout: TotalsLayout, micro_batches: int, device: torch.device, *, aside: bool = False
+    ) -> None:
+        self.layout = layout
+        self.micro_batches = micro_batches
+        self.rows_MW = torch.zeros((micro_batches + aside, layout.words), dtype=torch.int32, device=device)
+        self.main_MW = self.rows_MW[:micro_batches]
+        self.aside_MW = self.rows_MW[micro_batches:]
+        self.heat_MKLE: torch.Tensor = layout.heat_of(self.rows_MW)
+        self.tokens_MK: torch.Tensor = layout.tokens_of(self.rows_MW)
+        self.slots_MLP: torch.Tensor = layout.slots_of(self.rows_MW)
