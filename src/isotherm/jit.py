@@ -2,14 +2,25 @@
 
 No ``parallel=True`` (it aborts the process when two threads enter it, or when the host forks after it)
 and no ``fastmath``: every sum is made in the order written, so every machine finds the same answer.
+
+A kernel that is called thousands of times per second takes addresses, not arrays: to unpack one array
+costs as much as ten integers. `entry` then leaves out numba's own choice of a version by the types of
+the arguments.
 """
 
+from __future__ import annotations
+
+import ctypes
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic, overload
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -23,11 +34,81 @@ def kernel(function: _Function) -> _Function:
 
 
 @cache
+def entry(function: Callable[..., None]) -> Callable[..., None]:
+    """A kernel of integers alone, compiled or loaded now, as the bare function that numba made of it. Its
+    arguments are taken as int64 without a look at their types."""
+    if not hasattr(function, "compile"):  # NUMBA_DISABLE_JIT
+        return function
+    dispatcher = cast(Any, function)
+    signature = (types.int64,) * dispatcher.py_func.__code__.co_argcount
+    dispatcher.compile(signature)
+    return cast(Callable[..., None], dispatcher.overloads[signature].entry_point)
+
+
+def int32_at(address: int, length: int) -> np.ndarray:
+    """The int32 array [length] at ``address``, in kernels. Whoever gives the address keeps it alive."""
+    return np.ctypeslib.as_array((ctypes.c_int32 * length).from_address(address))
+
+
+def int64_at(address: int, length: int) -> np.ndarray:
+    """As `int32_at`, for int64."""
+    return np.ctypeslib.as_array((ctypes.c_int64 * length).from_address(address))
+
+
+def likely(condition: Any) -> Any:
+    """``condition``, which is nearly always true: the compiler keeps what follows on the straight path."""
+    return condition
+
+
+def _pointer_to(kind: types.Type) -> Any:
+    pointer_type = types.CPointer(kind)  # type: ignore[no-untyped-call]
+
+    @intrinsic
+    def pointer(context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return pointer_type(types.int64), generate
+
+    return pointer
+
+
+_int32_pointer = _pointer_to(types.int32)
+_int64_pointer = _pointer_to(types.int64)
+
+
+@overload(int32_at, strict=False)
+def _int32_at(address: Any, length: Any) -> Any:
+    return lambda address, length: numba.carray(_int32_pointer(address), (length,))
+
+
+@overload(int64_at, strict=False)
+def _int64_at(address: Any, length: Any) -> Any:
+    return lambda address, length: numba.carray(_int64_pointer(address), (length,))
+
+
+@intrinsic
+def _expect_true(context: Any, condition: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bit = ir.IntType(1)
+        function = builder.module.declare_intrinsic("llvm.expect", [bit], ir.FunctionType(bit, [bit, bit]))
+        return builder.call(function, [args[0], bit(1)])
+
+    return types.boolean(types.boolean), generate
+
+
+@overload(likely, strict=False)
+def _likely(condition: Any) -> Any:
+    return lambda condition: _expect_true(condition)  # type: ignore[call-arg]
+
+
+@cache
 def _drop_stale(folder: Path, cache_path: str) -> None:
-    """Forgets what was compiled before the newest source in ``folder``. numba itself looks only at the
-    file of the function that is called, and would go on with an old version of those it calls."""
+    """Forgets what was compiled before the newest source in ``folder``, or this file. numba itself looks
+    only at the file of the function that is called, and would go on with an old version of those it
+    calls."""
     sources = list(folder.glob("*.py"))
-    newest = max((source.stat().st_mtime for source in sources), default=0.0)
+    newest = max(source.stat().st_mtime for source in [*sources, Path(__file__)])
     for index in Path(cache_path).glob("*.nbi"):
         try:
             if index.name.split(".")[0] in {s.stem for s in sources} and index.stat().st_mtime < newest:

@@ -1,71 +1,267 @@
-"""Mapping and counting in one pass over a batch, on the CPU."""
+"""Mapping and counting in one call over a batch, on the CPU.
+
+The ``n`` tokens of an expert in a batch are split by ordinal: replica ``r`` takes the ordinals in
+``[floor(end[r-1] * n + o), floor(end[r] * n + o))`` with ``o`` in [0, 1) from step, rank, layer, micro-batch
+and expert, so each replica's count is within 1 of its share of ``n``. Ids that name no expert map to -1.
+Pairs outside of ``[first, stop)`` are not this rank's, or padding: mapped, not counted.
+
+Most experts have one replica with a share, so what they need is known when the tables are loaded
+(`tables.fill_whole`): ``whole_E`` holds the slot in its low half and more tokens than ever come in its high
+half. For the others, ``split_E1``, the high half is 0, and each batch finds out how many each replica takes.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from isotherm.jit import kernel
+from isotherm.jit import int32_at, int64_at, kernel, likely
+from isotherm.router.rounding import MASK, RANK_STRIDE, STEP_STRIDE
+from isotherm.router.tables import ONE
+
+FEW = 2
+"""Batches with fewer pairs than experts / FEW are mapped pair by pair: a pass over all experts would cost
+more than they do."""
+
+# Words of a call: what is the same in every call of a layer and lane. `HostCalls` fills them.
+(
+    EXPERTS,
+    SLOTS,
+    BASE,
+    OFFSETS_E1,
+    SLOTS_P,
+    ENDS_P,
+    WHOLE_E,
+    SPLIT_E1,
+    PREFILL_E,
+    DECODE_E,
+    RECEIVED_P,
+    STATE_E,
+    SEEN_E,
+    FIRST_E,
+    MIDDLE_E,
+    STOP_E,
+    ROW_E,
+    LENGTH_P,
+) = range(18)
+WORDS = 18
 
 
 @kernel
-def map_and_count(
-    ids_TK: np.ndarray,
-    slots_TK: np.ndarray,
+def map_int64(
+    call_at: int,
+    ids_at: int,
+    slots_at: int,
+    tokens: int,
+    top_k: int,
+    step: int,
     first_token: int,
     num_tokens: int,
     num_decode: int,
-    base: int,
-    offsets_E1: np.ndarray,
-    slots_P: np.ndarray,
-    ends_P: np.ndarray,
-    heat_KE: np.ndarray,
-    received_P: np.ndarray,
-    seen_E: np.ndarray,
-    limit_P: np.ndarray,
 ) -> None:
-    """Chooses a replica for each (token, expert) pair, and counts the real ones.
+    """Slots for int64 ids [tokens, top_k]; the counts are added in place. ``call_at`` is the address of the
+    words above, ``ids_at`` and ``slots_at`` are those of contiguous memory."""
+    pairs = tokens * top_k
+    ids, slots = int64_at(ids_at, pairs), int64_at(slots_at, pairs)
+    _map(call_at, ids, slots, tokens, top_k, step, first_token, num_tokens, num_decode)
 
-    The ``n`` tokens of an expert in this batch are split by ordinal: replica ``r`` takes the ordinals
-    in ``[floor(end[r-1] * n + o), floor(end[r] * n + o))`` with ``o`` in [0, 1) from step, rank, layer and
-    expert, so each replica's count is within 1 of its share of ``n``. Ids that name no expert map to -1.
-    Rows outside ``first_token <= row < first_token + num_tokens`` are not this rank's, or padding: mapped,
-    not counted.
 
-    ``seen_E`` and ``limit_P`` are scratch.
-    """
-    tokens, top_k = ids_TK.shape
-    experts = len(seen_E)
+@kernel
+def map_int32(
+    call_at: int,
+    ids_at: int,
+    slots_at: int,
+    tokens: int,
+    top_k: int,
+    step: int,
+    first_token: int,
+    num_tokens: int,
+    num_decode: int,
+) -> None:
+    """As `map_int64`, for int32 ids and slots."""
+    pairs = tokens * top_k
+    ids, slots = int32_at(ids_at, pairs), int32_at(slots_at, pairs)
+    _map(call_at, ids, slots, tokens, top_k, step, first_token, num_tokens, num_decode)
+
+
+@kernel
+def _map(
+    call_at: int,
+    ids: np.ndarray,
+    slots: np.ndarray,
+    tokens: int,
+    top_k: int,
+    step: int,
+    first_token: int,
+    num_tokens: int,
+    num_decode: int,
+) -> None:
+    call = int64_at(call_at, WORDS)
+    first_token = min(max(first_token, 0), tokens)
+    stop_token = min(max(first_token + num_tokens, first_token), tokens)
+    middle_token = min(max(first_token + num_decode, first_token), stop_token)
+    first, middle, stop = first_token * top_k, middle_token * top_k, stop_token * top_k
+    base = (call[BASE] + step * STEP_STRIDE) & MASK
+    if FEW * len(ids) < call[EXPERTS]:
+        _map_few(call, ids, slots, base, first, middle, stop)
+    else:
+        _map_many(call, ids, slots, base, first, middle, stop)
+
+
+@kernel
+def _map_few(
+    call: np.ndarray, ids: np.ndarray, slots: np.ndarray, base: int, first: int, middle: int, stop: int
+) -> None:
+    """Touches only what the batch names, and leaves the scratch as zero as it was."""
+    experts, num_slots = call[EXPERTS], call[SLOTS]
+    whole_E = int64_at(call[WHOLE_E], experts)
+    received_P = int32_at(call[RECEIVED_P], num_slots)
+    seen_E, ordinal_E = int32_at(call[SEEN_E], experts), int32_at(call[FIRST_E], experts)
+    _count(ids, 0, len(ids), seen_E)
+    _count(ids, first, middle, int32_at(call[DECODE_E], experts))
+    _count(ids, middle, stop, int32_at(call[PREFILL_E], experts))
+    for pair in range(len(ids)):
+        expert = np.uint64(ids[pair])
+        if expert >= np.uint64(experts):
+            slots[pair] = -1
+            continue
+        whole = whole_E[expert]
+        slot = whole & MASK
+        if whole <= MASK:
+            slot = _replica(call, np.int64(expert), seen_E[expert], ordinal_E[expert], base)
+            ordinal_E[expert] += np.int32(1)
+        slots[pair] = slot
+        if first <= pair < stop:
+            received_P[np.uint64(slot)] += np.int32(1)
+    for pair in range(len(ids)):
+        expert = np.uint64(ids[pair])
+        if expert < np.uint64(experts):
+            seen_E[expert] = 0
+            ordinal_E[expert] = 0
+
+
+@kernel
+def _replica(call: np.ndarray, expert: Any, count: int, ordinal: int, base: int) -> Any:
+    """The slot of the token ``ordinal`` of the ``count`` of this expert."""
+    row = int32_at(call[OFFSETS_E1], call[EXPERTS] + 1)[expert]
+    ends_P = int64_at(call[ENDS_P], call[SLOTS])
+    offset = (base + expert * RANK_STRIDE) & MASK
+    while (ends_P[row] * count + offset) >> 32 <= ordinal:
+        row += 1
+    return int32_at(call[SLOTS_P], call[SLOTS])[row]
+
+
+@kernel
+def _map_many(
+    call: np.ndarray, ids: np.ndarray, slots: np.ndarray, base: int, first: int, middle: int, stop: int
+) -> None:
+    """Two passes over the pairs, and between them one over the experts."""
+    experts, num_slots = call[EXPERTS], call[SLOTS]
+    whole_E, state_E = int64_at(call[WHOLE_E], experts), int64_at(call[STATE_E], experts)
+    seen_E, first_E = int32_at(call[SEEN_E], experts), int32_at(call[FIRST_E], experts)
+    received_P = int32_at(call[RECEIVED_P], num_slots)
+    stop_E = _count_kinds(call, ids, first, middle, stop)
+    for expert in range(experts):
+        state_E[expert] = whole_E[expert]
+    for expert in range(experts):
+        # As if the first replica received all; what others receive is taken from it below.
+        received_P[np.uint64(whole_E[expert] & MASK)] += stop_E[expert] - first_E[expert]
+    _split(call, stop_E, base)
     seen_E[:] = 0
-    for token in range(tokens):
-        row = token - first_token
-        real = row >= 0 and row < num_tokens
-        kind = 1 if row < num_decode else 0
-        for choice in range(top_k):
-            expert = ids_TK[token, choice]
-            if expert >= 0 and expert < experts:
-                seen_E[expert] += 1
-                if real:
-                    heat_KE[kind, expert] += 1
-    for expert in range(len(seen_E)):
-        if seen_E[expert] > 0:
-            offset = (base + expert * 2654435769) & 0xFFFFFFFF
-            for row in range(offsets_E1[expert], offsets_E1[expert + 1]):
-                limit_P[row] = (ends_P[row] * seen_E[expert] + offset) >> 32
-        # From here on: the row of the replica that takes this expert's next token.
-        seen_E[expert] = 0
-    for token in range(tokens):
-        real = first_token <= token and token < first_token + num_tokens
-        for choice in range(top_k):
-            expert = ids_TK[token, choice]
-            if expert < 0 or expert >= experts:
-                slots_TK[token, choice] = -1
-                continue
-            row = offsets_E1[expert]
-            ordinal = seen_E[expert]
-            while limit_P[row] <= ordinal:
-                row += 1
-            seen_E[expert] = ordinal + 1
-            slot = slots_P[row]
-            slots_TK[token, choice] = slot
-            if real:
-                received_P[slot] += 1
+    first_E[:] = 0
+    _assign(call, ids, slots, state_E)
+
+
+@kernel
+def _count_kinds(call: np.ndarray, ids: np.ndarray, first: int, middle: int, stop: int) -> np.ndarray:
+    """Counts all pairs in ``SEEN_E``, and the real ones by kind; leaves in ``FIRST_E`` what stood there at
+    ``first``, and returns what stood there at ``stop``."""
+    experts = call[EXPERTS]
+    prefill_E, decode_E = int32_at(call[PREFILL_E], experts), int32_at(call[DECODE_E], experts)
+    seen_E, first_E = int32_at(call[SEEN_E], experts), int32_at(call[FIRST_E], experts)
+    if first == 0 and stop == len(ids) and (middle in (first, stop)):
+        _count(ids, 0, len(ids), seen_E)
+        kind_E = prefill_E if middle == first else decode_E
+        for expert in range(experts):
+            kind_E[expert] += seen_E[expert]
+        return seen_E
+    middle_E, stop_E = int32_at(call[MIDDLE_E], experts), int32_at(call[STOP_E], experts)
+    _count(ids, 0, first, seen_E)
+    first_E[:] = seen_E
+    _count(ids, first, middle, seen_E)
+    middle_E[:] = seen_E
+    _count(ids, middle, stop, seen_E)
+    stop_E[:] = seen_E
+    _count(ids, stop, len(ids), seen_E)
+    for expert in range(experts):
+        decode_E[expert] += middle_E[expert] - first_E[expert]
+        prefill_E[expert] += stop_E[expert] - middle_E[expert]
+    return stop_E
+
+
+@kernel
+def _count(ids: np.ndarray, start: int, stop: int, counts_E: np.ndarray) -> None:
+    # Unsigned, so that one comparison finds what is negative or too large.
+    experts = np.uint64(len(counts_E))
+    for pair in range(start, stop):
+        expert = np.uint64(ids[pair])
+        if likely(expert < experts):
+            counts_E[expert] += np.int32(1)
+
+
+@kernel
+def _split(call: np.ndarray, stop_E: np.ndarray, base: int) -> None:
+    """For the experts with several replicas: how many tokens of the batch each takes, and how many of
+    these are real. A replica's real tokens are what its interval has in common with that of real ordinals."""
+    experts, num_slots = call[EXPERTS], call[SLOTS]
+    offsets_E1, split_E1 = int32_at(call[OFFSETS_E1], experts + 1), int32_at(call[SPLIT_E1], experts + 1)
+    slots_P, ends_P = int32_at(call[SLOTS_P], num_slots), int64_at(call[ENDS_P], num_slots)
+    length_P, received_P = int32_at(call[LENGTH_P], num_slots), int32_at(call[RECEIVED_P], num_slots)
+    seen_E, first_E = int32_at(call[SEEN_E], experts), int32_at(call[FIRST_E], experts)
+    whole_E = int64_at(call[WHOLE_E], experts)
+    state_E, row_E = int64_at(call[STATE_E], experts), int32_at(call[ROW_E], experts)
+    for index in range(1, 1 + split_E1[0]):
+        expert = np.uint64(split_E1[index])
+        count, real_from, real_to = seen_E[expert], first_E[expert], stop_E[expert]
+        if count == 0:
+            continue
+        offset = (base + np.int64(expert) * RANK_STRIDE) & MASK
+        received_P[np.uint64(whole_E[expert])] -= real_to - real_from
+        begin = np.int64(0)
+        for row in range(np.uint64(offsets_E1[expert]), np.uint64(offsets_E1[expert + np.uint64(1)])):
+            end = (ends_P[row] * count + offset) >> 32
+            length_P[row] = end - begin
+            if begin == 0 and end > 0:
+                row_E[expert] = row
+                state_E[expert] = (end << 32) | np.int64(slots_P[row])
+            real = min(end, np.int64(real_to)) - max(begin, np.int64(real_from))
+            received_P[np.uint64(slots_P[row])] += max(real, 0)
+            begin = end
+
+
+@kernel
+def _assign(call: np.ndarray, ids: np.ndarray, slots: np.ndarray, state_E: np.ndarray) -> None:
+    """The state of an expert: how many more tokens its present replica takes, above the replica's slot."""
+    experts, num_slots = np.uint64(call[EXPERTS]), call[SLOTS]
+    slots_P, length_P = int32_at(call[SLOTS_P], num_slots), int32_at(call[LENGTH_P], num_slots)
+    row_E = int32_at(call[ROW_E], call[EXPERTS])
+    for pair in range(len(ids)):
+        expert = np.uint64(ids[pair])
+        if likely(expert < experts):
+            state = state_E[expert] - ONE
+            if not likely(state >= 0):
+                state = _next_replica(expert, row_E, length_P, slots_P) - ONE
+            state_E[expert] = state
+            slots[pair] = np.int32(state)
+        else:
+            slots[pair] = -1
+
+
+@kernel
+def _next_replica(expert: Any, row_E: np.ndarray, length_P: np.ndarray, slots_P: np.ndarray) -> Any:
+    row = np.uint64(row_E[expert]) + np.uint64(1)
+    while length_P[row] == 0:
+        row += np.uint64(1)
+    row_E[expert] = row
+    return (np.int64(length_P[row]) << 32) | np.int64(slots_P[row])

@@ -7,45 +7,58 @@ from typing import NamedTuple
 
 import torch
 
-from isotherm.router.tables import RoutingTables
+from isotherm.router.tables import RoutingTables, fill_whole
 
 
 class TableViews(NamedTuple):
-    """Tables of all layers as tensors: the arrays of `RoutingTables`."""
+    """Tables of all layers as tensors: the arrays of `RoutingTables`, and for a CPU what its kernel would
+    else find out for each batch (`tables.fill_whole`); elsewhere these have no columns."""
 
     offsets_LE1: torch.Tensor
     slots_LP: torch.Tensor
     ends_LP: torch.Tensor
+    whole_LE: torch.Tensor
+    split_LE1: torch.Tensor
 
 
 @dataclass(frozen=True)
 class TablesLayout:
-    """The places of ends, offsets and slots, in this order, in a block of bytes: ends first, since they
-    are the widest and the block is aligned for them."""
+    """The places of the tables in a block of bytes, the widest first, since the block is aligned for
+    them. ``on_host``: with what the CPU's kernel wants besides."""
 
     layers: int
     experts: int
     slots: int
+    on_host: bool
 
     @classmethod
-    def of(cls, tables: RoutingTables) -> TablesLayout:
+    def of(cls, tables: RoutingTables, on_host: bool) -> TablesLayout:
         layers, slots = tables.slots.shape
-        return cls(layers, tables.offsets.shape[1] - 1, slots)
+        return cls(layers, tables.offsets.shape[1] - 1, slots, on_host)
+
+    @property
+    def _columns(self) -> dict[str, tuple[torch.dtype, int]]:
+        """Type and columns of each table, in their order in the block."""
+        return {
+            "ends_LP": (torch.int64, self.slots),
+            "whole_LE": (torch.int64, self.experts * self.on_host),
+            "offsets_LE1": (torch.int32, self.experts + 1),
+            "slots_LP": (torch.int32, self.slots),
+            "split_LE1": (torch.int32, (self.experts + 1) * self.on_host),
+        }
 
     @property
     def nbytes(self) -> int:
-        return self.layers * (8 * self.slots + 4 * (self.experts + 1) + 4 * self.slots)
+        return sum(self.layers * columns * dtype.itemsize for dtype, columns in self._columns.values())
 
     def views(self, block: torch.Tensor) -> TableViews:
         """The tables in ``block``, uint8 [nbytes]."""
-        offsets_at = 8 * self.layers * self.slots
-        slots_at = offsets_at + 4 * self.layers * (self.experts + 1)
-        ends, offsets, slots = block[:offsets_at], block[offsets_at:slots_at], block[slots_at:]
-        return TableViews(
-            offsets_LE1=offsets.view(torch.int32).view(self.layers, self.experts + 1),
-            slots_LP=slots.view(torch.int32).view(self.layers, self.slots),
-            ends_LP=ends.view(torch.int64).view(self.layers, self.slots),
-        )
+        views, begin = {}, 0
+        for name, (dtype, columns) in self._columns.items():
+            end = begin + self.layers * columns * dtype.itemsize
+            views[name] = block[begin:end].view(dtype).view(self.layers, columns)
+            begin = end
+        return TableViews(**views)
 
     def fill(self, block: torch.Tensor, tables: RoutingTables) -> None:
         """Copies ``tables`` into ``block``, which lies on the host.
@@ -53,11 +66,13 @@ class TablesLayout:
         Raises:
             ValueError: tables of another shape.
         """
-        given = TablesLayout.of(tables)
+        given = TablesLayout.of(tables, self.on_host)
         if given != self:
             raise ValueError(
                 f"tables for {given.layers} layers, {given.experts} experts and {given.slots} slots given, "
                 f"this router has {self.layers}, {self.experts} and {self.slots}: build them for one model"
             )
-        for target, source in zip(self.views(block), tables.arrays, strict=True):
-            target.numpy()[...] = source
+        offsets_LE1, slots_LP, ends_LP, whole_LE, split_LE1 = (view.numpy() for view in self.views(block))
+        offsets_LE1[...], slots_LP[...], ends_LP[...] = tables.arrays
+        if self.on_host:
+            fill_whole(tables, whole_LE, split_LE1)

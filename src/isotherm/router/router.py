@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
+from isotherm.jit import entry
 from isotherm.router import device as device_ops
-from isotherm.router.kernels import map_and_count
+from isotherm.router import kernels
+from isotherm.router.host import HostCalls
 from isotherm.router.layout import TablesLayout
 from isotherm.router.rounding import rounding_base
 from isotherm.router.staging import BUFFERS, Staged, Staging
 from isotherm.router.tables import RoutingTables
 from isotherm.status import Memory
-from isotherm.streams import Backend, backend_for
+from isotherm.streams import Backend
 from isotherm.topology import MoEShape, Topology
 
 WARM_DTYPES = (torch.int64, torch.int32)
@@ -43,27 +45,29 @@ class Router:
         received_MLP: torch.Tensor,
     ) -> None:
         self._rank = rank
-        layout = TablesLayout.of(tables)
-        self._slots = layout.slots
+        self._slots = tables.slots.shape[1]
+        on_host = backend.device.type == "cpu"
+        layout = TablesLayout.of(tables, on_host)
         _check_totals(layout, heat_MKLE, received_MLP)
         block = torch.empty(layout.nbytes, dtype=torch.uint8)
         layout.fill(block, tables)
         self._block = block.to(backend.device)
         self._staging = Staging(layout, backend)
         views = layout.views(self._block)
-        # Views are made once: making them in each call would cost more than the mapping.
+        # Views and addresses are made once: making them in each call would cost more than the mapping.
         self._rows: list[list[Any]] = [
             [
-                (*(table[layer] for table in views), heat_KLE[:, layer], received_LP[layer])
+                (*(table[layer] for table in views[:3]), heat_KLE[:, layer], received_LP[layer])
                 for layer in range(layout.layers)
             ]
             for heat_KLE, received_LP in zip(heat_MKLE, received_MLP, strict=True)
         ]
-        self._host_rows: list[list[Any]] = []
-        if backend.device.type == "cpu":
-            for rows in self._rows:
-                scratch = np.empty(layout.experts, np.int32), np.empty(layout.slots, np.int64)
-                self._host_rows.append([(*(tensor.numpy() for tensor in row), *scratch) for row in rows])
+        if on_host:
+            self._calls = HostCalls(views, rank, heat_MKLE, received_MLP)
+            self._addresses = self._calls.addresses
+            self._kernels = _host_kernels()
+        else:
+            self._kernels = {}
 
     @staticmethod
     def memory(
@@ -71,12 +75,13 @@ class Router:
     ) -> Memory:
         """What a router makes on ``device``: its tables, the pinned buffers that new ones come through, and
         on a CPU the kernel's scratch."""
-        nbytes = TablesLayout(shape.layers, shape.experts, topology.slots).nbytes
-        scratch = 4 * shape.experts + 8 * topology.slots
+        on_host = torch.device(device).type == "cpu"
+        layers, experts, slots = shape.layers, shape.experts, topology.slots
+        nbytes = TablesLayout(layers, experts, slots, on_host).nbytes
         return Memory(
             device_bytes=nbytes,
             pinned_bytes=BUFFERS * nbytes,
-            host_bytes=micro_batches * scratch if torch.device(device).type == "cpu" else 0,
+            host_bytes=HostCalls.nbytes(layers, experts, slots, micro_batches) if on_host else 0,
         )
 
     def try_stage(self, tables: RoutingTables) -> Staged | None:
@@ -124,33 +129,65 @@ class Router:
         Raises:
             ValueError: a dtype too narrow for the slots.
         """
-        base = rounding_base(layer, step, self._rank, micro_batch)
-        if not self._host_rows:
-            row = self._rows[micro_batch][layer]
-            if ids_TK.dtype not in WARM_DTYPES:
-                ids_TK = self._widened(ids_TK)
-            return device_ops.map_and_count(ids_TK, first_token, num_tokens, num_decode, base, *row)
-        known_TK = ids_TK.contiguous() if ids_TK.dtype in WARM_DTYPES else self._widened(ids_TK)
-        slots_TK = torch.empty_like(known_TK)
-        map_and_count(
-            known_TK.numpy(),
-            slots_TK.numpy(),
-            _on_host(first_token),
-            _on_host(num_tokens),
-            _on_host(num_decode),
-            base,
-            *self._host_rows[micro_batch][layer],
+        kernel = self._kernels.get(ids_TK.dtype)
+        if kernel is None or not ids_TK.is_contiguous():
+            known_TK = self._known(ids_TK)
+            route = self.route if self._kernels else self._route_on_device
+            return route(
+                layer,
+                known_TK,
+                step=step,
+                num_tokens=num_tokens,
+                num_decode=num_decode,
+                first_token=first_token,
+                micro_batch=micro_batch,
+            ).to(ids_TK.dtype)
+        slots_TK = torch.empty_like(ids_TK)
+        tokens, top_k = ids_TK.shape
+        kernel(
+            self._addresses[micro_batch][layer],
+            ids_TK.data_ptr(),
+            slots_TK.data_ptr(),
+            tokens,
+            top_k,
+            step,
+            first_token if type(first_token) is int else _on_host(first_token),
+            num_tokens if type(num_tokens) is int else _on_host(num_tokens),
+            num_decode if type(num_decode) is int else _on_host(num_decode),
         )
-        return slots_TK.to(ids_TK.dtype)
+        return slots_TK
 
-    def _widened(self, ids_TK: torch.Tensor) -> torch.Tensor:
-        """Ids as int64: a kernel for their own dtype would be compiled in the middle of serving."""
+    def _known(self, ids_TK: torch.Tensor) -> torch.Tensor:
+        """Ids as the kernels take them: contiguous, int64 or int32. One for each dtype would be compiled in
+        the middle of serving."""
+        if ids_TK.dtype in WARM_DTYPES:
+            return ids_TK.contiguous()
         if torch.iinfo(ids_TK.dtype).max < self._slots - 1:
             raise ValueError(
                 f"ids of {ids_TK.dtype} cannot name {self._slots} slots: give them as "
                 "torch.int32 or torch.int64"
             )
         return ids_TK.long().contiguous()
+
+    def _route_on_device(
+        self,
+        layer: int,
+        ids_TK: torch.Tensor,
+        *,
+        step: int,
+        num_tokens: int | torch.Tensor,
+        num_decode: int | torch.Tensor,
+        first_token: int | torch.Tensor,
+        micro_batch: int,
+    ) -> torch.Tensor:
+        base = rounding_base(layer, step, self._rank, micro_batch)
+        row = self._rows[micro_batch][layer]
+        return device_ops.map_and_count(ids_TK, first_token, num_tokens, num_decode, base, *row)
+
+
+def _host_kernels() -> dict[torch.dtype, Callable[..., None]]:
+    """The CPU's kernels, compiled or loaded from numba's cache at the first call."""
+    return {torch.int64: entry(kernels.map_int64), torch.int32: entry(kernels.map_int32)}
 
 
 def _on_host(scalar: int | torch.Tensor) -> int:
@@ -172,14 +209,5 @@ def _check_totals(layout: TablesLayout, heat_MKLE: torch.Tensor, received_MLP: t
 
 
 def warm_up() -> None:
-    """Compiles the CPU kernel, or loads it from numba's cache: once per process, before serving."""
-    router = Router(
-        RoutingTables.build(np.zeros((1, 1), np.int32), np.ones((1, 1)), experts=1),
-        rank=0,
-        backend=backend_for("cpu"),
-        heat_MKLE=torch.zeros((1, 2, 1, 1), dtype=torch.int32),
-        received_MLP=torch.zeros((1, 1, 1), dtype=torch.int32),
-    )
-    for dtype in WARM_DTYPES:
-        ids_TK = torch.zeros((1, 1), dtype=dtype)
-        router.route(0, ids_TK, step=0, num_tokens=0, num_decode=0)
+    """Compiles the CPU's kernels, or loads them from numba's cache: once per process, before serving."""
+    _host_kernels()

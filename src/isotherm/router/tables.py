@@ -11,6 +11,9 @@ from isotherm.arrays import FloatArray, Int32Array, Int64Array, frozen
 ONE = 1 << 32
 """The whole of an expert's tokens in fixed point: cumulative shares end here."""
 
+ALL = 1 << 62
+"""More tokens than a batch can have, above a slot in the low half."""
+
 
 @dataclass(frozen=True, eq=False)
 class RoutingTables:
@@ -81,3 +84,22 @@ def _close_rows(ends_LP: Int64Array, shares_LP: FloatArray, key_LP: Int64Array) 
             behind |= key_LP[:, slot] != key_LP[:, slot + 1]
         ends_LP[behind, slot] = ONE
         behind &= shares_LP[:, slot] <= 0
+
+
+def fill_whole(tables: RoutingTables, whole_LE: Int64Array, split_LE1: Int32Array) -> None:
+    """Writes what a batch does not change. ``whole_LE``: the slot of each expert's first replica with a
+    share, plus `ALL` where no other has one. ``split_LE1``: how many experts have several such replicas,
+    then which."""
+    experts = whole_LE.shape[1]
+    for layer, (offsets_E1, slots_P, ends_P) in enumerate(zip(*tables.arrays, strict=True)):
+        used = int(offsets_E1[-1])
+        expert_P = np.repeat(np.arange(experts), np.diff(offsets_E1))
+        begins_P = np.concatenate([[0], ends_P[: used - 1]])
+        begins_P[offsets_E1[:-1]] = 0
+        live = np.flatnonzero(ends_P[:used] > begins_P)
+        first_E = live[np.searchsorted(expert_P[live], np.arange(experts))]
+        several_E = np.bincount(expert_P[live], minlength=experts) > 1
+        split = np.flatnonzero(several_E)
+        whole_LE[layer] = slots_P[first_E] + np.where(several_E, 0, ALL)
+        split_LE1[layer, 0] = len(split)
+        split_LE1[layer, 1 : 1 + len(split)] = split
