@@ -57,6 +57,11 @@ def forward_path() -> AbstractContextManager[None]:
     return _current.path
 
 
+def on_forward_path() -> bool:
+    """Whether the calling thread is inside a block of ``forward_path()``."""
+    return _current.path.depth > 0
+
+
 def count_wait() -> None:
     """Reports that the calling thread is about to wait for something. Counts it on the forward path
     and does nothing elsewhere. Call it before blocking, so that a wait without end is seen too."""
