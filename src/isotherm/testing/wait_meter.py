@@ -38,7 +38,7 @@ from isotherm.testing.call_sites import entered, enters_names
 
 _OURS = str(Path(isotherm.__file__).parent)
 _INSTRUMENTS = tuple(
-    str(Path(_OURS, name)) for name in ("testing/no_waits.py", "testing/blocking.py", "streams/waits.py")
+    str(Path(_OURS, name)) for name in ("testing/wait_meter.py", "testing/blocking.py", "streams/waits.py")
 )
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 _ENTER, _EXIT = (getattr(type(forward_path()), name).__code__ for name in ("__enter__", "__exit__"))

@@ -1,0 +1,91 @@
+"""Collectives of the simulated device: on a communicator's own lane, between two edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from isotherm.testing.clocks import Kind
+from isotherm.testing.device import Device
+from isotherm.testing.launch import SimTensor, touches_of
+from isotherm.testing.queues import Event, Queue
+
+Peers: TypeAlias = Callable[[int, int, torch.Tensor], torch.Tensor]
+"""``peers(call, peer, mine)``: what the ``peer``-th other rank, from 0, gives to the ``call``-th collective
+of this group, from 0, where this rank gives ``mine``. Called when the collective runs."""
+
+
+class Work:
+    """A collective under way. Until ``wait`` nothing on the stream is ordered behind it."""
+
+    def __init__(self, device: Device, done: Event) -> None:
+        self._device = device
+        self._done = done
+
+    def wait(self) -> None:
+        """The current stream waits; the host does not."""
+        self._device.hold(self._device.stream, self._done)
+
+
+class CollectiveGroup:
+    """Collectives enqueued behind the current stream, which waits for each unless it is asynchronous.
+
+    The other ranks come first: this rank is the last of ``size`` in what is gathered.
+    """
+
+    def __init__(self, device: Device, size: int, peers: Peers) -> None:
+        self.size = size
+        self._device = device
+        self._peers = peers
+        self._lane: Queue = device.add_queue("communicator", Kind.COMMUNICATOR)
+        self._calls = 0
+
+    def all_reduce(self, tensor: torch.Tensor, *, async_op: bool = False) -> Work | None:
+        """Sums ``tensor`` over the ranks, in place."""
+        raw = _raw(tensor)
+
+        def run(call: int) -> None:
+            mine = raw.clone()
+            for peer in range(self.size - 1):
+                raw.add_(self._peers(call, peer, mine))
+
+        return self._enqueue("all_reduce", run, [], [tensor], async_op=async_op)
+
+    def all_gather(
+        self, gathered: torch.Tensor, tensor: torch.Tensor, *, async_op: bool = False
+    ) -> Work | None:
+        """``tensor`` of every rank, one behind the other."""
+        raw, out = _raw(tensor), _raw(gathered)
+
+        def run(call: int) -> None:
+            parts = [self._peers(call, peer, raw) for peer in range(self.size - 1)]
+            out.copy_(torch.cat([part.reshape(-1) for part in (*parts, raw)]).view(out.shape))
+
+        return self._enqueue("all_gather", run, [tensor], [gathered], async_op=async_op)
+
+    def _enqueue(
+        self,
+        label: str,
+        run: Callable[[int], None],
+        reads: list[torch.Tensor],
+        writes: list[torch.Tensor],
+        *,
+        async_op: bool,
+    ) -> Work | None:
+        call, self._calls = self._calls, self._calls + 1
+        device, stream = self._device, self._device.stream
+        device.hold(self._lane, device.record(stream))
+        touches = touches_of(reads, writes=False) + touches_of(writes, writes=True)
+        device.enqueue(self._lane, label, lambda: run(call), touches)
+        work = Work(device, device.record(self._lane))
+        if async_op:
+            return work
+        work.wait()
+        return None
+
+
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    assert isinstance(tensor, SimTensor), "collectives of the simulation take its tensors"
+    return tensor.raw

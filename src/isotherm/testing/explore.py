@@ -1,0 +1,75 @@
+"""Runs a program under many schedules, and says how to repeat the one that failed.
+
+    python -m isotherm.testing.explore --schedules 5000
+
+runs the programs of `isotherm.testing.programs`, which drive Isotherm's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from isotherm.testing.schedules import Replayed, Schedule
+from isotherm.testing.simulated import Simulation
+
+Program: TypeAlias = Callable[[Simulation], None]
+"""Runs inside a simulation, the same way whenever it is given the same answers by its schedule. It raises
+``AssertionError`` where a result is wrong."""
+
+
+class ScheduleFailure(AssertionError):
+    """A program failed under one schedule: which, why, and what had happened."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many orders were run, and whether there are no others."""
+
+    orders: int
+    is_complete: bool
+
+
+def run(program: Program, schedule: Schedule) -> Simulation:
+    """Runs ``program`` once, to the end of all that it enqueued.
+
+    Raises:
+        ScheduleFailure: it raised, or the detector found something.
+    """
+    simulation = Simulation(schedule)
+    try:
+        with simulation:
+            program(simulation)
+        simulation.check()
+    except Exception as error:
+        name = getattr(program, "__name__", repr(program))
+        timeline = "" if simulation.findings else f"\n\n{simulation.detector.timeline.text()}"
+        raise ScheduleFailure(
+            f"{name} under {schedule!r}: {type(error).__name__}: {error}{timeline}\n\n"
+            f"To repeat it: run({name}, {schedule!r})"
+        ) from error
+    return simulation
+
+
+def explore(program: Program, schedules: Iterable[Schedule]) -> int:
+    """Runs ``program`` under each schedule, and returns how many there were. Raises as ``run`` does, at
+    the first that fails."""
+    number = 0
+    for schedule in schedules:
+        run(program, schedule)
+        number += 1
+    return number
+
+
+def explore_all(program: Program, *, max_orders: int) -> Coverage:
+    """Runs ``program`` in every order there is, depth first, but in no more than ``max_orders``. Raises
+    as ``run`` does, at the first that fails."""
+    prefix: tuple[int, ...] | None = ()
+    orders = 0
+    while prefix is not None and orders < max_orders:
+        schedule = Replayed(prefix)
+        run(program, schedule)
+        orders += 1
+        prefix = schedule.next_prefix()
+    return Coverage(orders, prefix is None)
