@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from isotherm.testing.explore import ScheduleFailure, explore, explore_all, run
+from isotherm.testing.explore import ScheduleError, explore, explore_all, run
 from isotherm.testing.schedules import (
     MainFirst,
     Replayed,
@@ -127,10 +127,10 @@ def test_a_failure_tells_how_to_repeat_it() -> None:
         cell.add_(1)
 
     with pytest.raises(
-        ScheduleFailure, match=r"the fourth way[\s\S]*zeros[\s\S]*run\(fails, Replayed\(\[3\]\)\)"
+        ScheduleError, match=r"the fourth way[\s\S]*zeros[\s\S]*run\(fails, Replayed\(\[3\]\)\)"
     ):
         explore_all(fails, max_orders=10)
-    with pytest.raises(ScheduleFailure):
+    with pytest.raises(ScheduleError):
         run(fails, Replayed([3]))
 
 

@@ -94,7 +94,7 @@ def test_memory_of_the_device_cannot_be_read_from_the_host() -> None:
             tensor.numpy()
         with pytest.raises(RuntimeError, match="copy it there first"):
             tensor + torch.arange(4)
-        with pytest.raises(RuntimeError, match="without asking"):
+        with pytest.raises(RuntimeError, match="without asking the simulation"):
             torch.tensor([1, 2], device=simulation.device) + 1
         assert (tensor + torch.tensor(3)).tolist() == [3] * 4, "a number may lie on the host"
         assert "int64 [4]" in repr(tensor)

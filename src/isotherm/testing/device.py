@@ -111,6 +111,7 @@ class Device:
 
     def replay(self, queue: Queue, tasks: Iterable[Task]) -> None:
         """Enqueues captured operations again, at the same addresses."""
+        self.reap()
         for task in tasks:
             for touch in task.touches:
                 if touch.allocation.is_freed and not touch.allocation.in_graph:

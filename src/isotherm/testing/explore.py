@@ -19,7 +19,7 @@ Program: TypeAlias = Callable[[Simulation], None]
 ``AssertionError`` where a result is wrong."""
 
 
-class ScheduleFailure(AssertionError):
+class ScheduleError(AssertionError):
     """A program failed under one schedule: which, why, and what had happened."""
 
 
@@ -35,7 +35,7 @@ def run(program: Program, schedule: Schedule) -> Simulation:
     """Runs ``program`` once, to the end of all that it enqueued.
 
     Raises:
-        ScheduleFailure: it raised, or the detector found something.
+        ScheduleError: it raised, or the detector found something.
     """
     simulation = Simulation(schedule)
     try:
@@ -45,7 +45,7 @@ def run(program: Program, schedule: Schedule) -> Simulation:
     except Exception as error:
         name = getattr(program, "__name__", repr(program))
         timeline = "" if simulation.findings else f"\n\n{simulation.detector.timeline.text()}"
-        raise ScheduleFailure(
+        raise ScheduleError(
             f"{name} under {schedule!r}: {type(error).__name__}: {error}{timeline}\n\n"
             f"To repeat it: run({name}, {schedule!r})"
         ) from error

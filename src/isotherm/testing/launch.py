@@ -98,8 +98,8 @@ class FactoryMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         for leaf in tree_iter((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 raise RuntimeError(
-                    f"{name_of(func)}: a tensor {text_of(leaf)} that torch made on the simulated device without "
-                    "asking: make it on the host and copy it, torch.tensor(...).to(device)"
+                    f"{name_of(func)}: a tensor {text_of(leaf)} that torch made on the device without asking the "
+                    "simulation: make it on the host and copy it, torch.tensor(...).to(device)"
                 )
         return func(*args, **kwargs)
 
