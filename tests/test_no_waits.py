@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from isotherm.streams import backend_for, count_wait, forward_path
-from isotherm.testing.no_waits import no_waits
+from isotherm.testing.wait_meter import no_waits
 
 
 def on_forward_path(call):
@@ -453,7 +453,7 @@ ALONE = """
 import ctypes, sys
 import torch
 from isotherm.streams import forward_path
-from isotherm.testing.no_waits import no_waits
+from isotherm.testing.wait_meter import no_waits
 
 library = ctypes.CDLL(None)
 
