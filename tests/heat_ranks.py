@@ -47,7 +47,13 @@ class Rank:
     def __init__(self, link, topology, *, window_steps=2, **arguments):
         self.windows = []
         self.collector = HeatCollector(
-            SHAPE, topology, None, window_steps=window_steps, slices=window_steps, **arguments
+            SHAPE,
+            topology,
+            None,
+            rank=link.rank,
+            window_steps=window_steps,
+            slices=window_steps,
+            **arguments,
         )
         self.collector.on_window(self.windows.append)
         self.heartbeat = Heartbeat(link, [self.collector.gather], interval_seconds=1)

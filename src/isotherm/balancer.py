@@ -123,6 +123,7 @@ class Balancer:
             self.topology,
             None,
             source="mapped",
+            rank=self._link.rank,
             window_steps=self.config.window_steps,
             slices=self.config.slices,
             micro_batches=micro_batches,

@@ -40,7 +40,7 @@ class HeatCollector:
         shape: the model's MoE layers.
         topology: the expert-parallel group; its ranks are the ranks of ``group``.
         group: a process group over CPU memory (gloo) that nobody else uses; None when the collector is
-            part of a balancer, which makes the rounds.
+            part of something that makes the rounds itself, and says which ``rank`` this is.
         source: what the engine hands over. ``ids``: the logical experts of this rank's own tokens,
             counted on the engine's stream. ``received``: tokens per local slot after dispatch, folded to
             logical experts through the placement in force.
@@ -81,6 +81,7 @@ class HeatCollector:
         backend: Backend | None = None,
         device_group: dist.ProcessGroup | DeviceGroup | None = None,
         inline: bool = False,
+        rank: int = 0,
         heartbeat_seconds: float = 0.02,
         span: Span = no_span,
     ) -> None:
@@ -95,7 +96,7 @@ class HeatCollector:
         self._backend = backend or backend_for(device)
         self._side: Stream | None = None if inline else self._backend.side_stream("heat")
         link = _link_of(group)
-        self._make_buffers(link.rank if link else 0, placement, micro_batches, device_group, span)
+        self._make_buffers(link.rank if link else rank, placement, micro_batches, device_group, span)
         self.gather = HeatGather(
             shape,
             self._ring,
@@ -149,7 +150,9 @@ class HeatCollector:
         self.totals = Totals(layout, micro_batches, self._backend.device, aside=has_aside)
         self._received: ReceivedCounts | None = None
         if is_received:
-            self._received = ReceivedCounts(self.totals, self._topology, rank, placement, self._backend)
+            self._received = ReceivedCounts(
+                self.totals, self._topology, rank, placement, self._backend, self._side
+            )
         self._ids = IdCounts(self.totals.heat_MKLE)
         gather: DeviceGather | None = None
         self._exchange: Exchange = HostExchange(layout, self._topology, own_slots=is_received)

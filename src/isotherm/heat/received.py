@@ -77,7 +77,13 @@ class ReceivedCounts:
     """
 
     def __init__(
-        self, totals: Totals, topology: Topology, rank: int, placement: Placement, backend: Backend
+        self,
+        totals: Totals,
+        topology: Topology,
+        rank: int,
+        placement: Placement,
+        backend: Backend,
+        side: Stream | None,
     ) -> None:
         self._backend = backend
         rows = zip(totals.heat_MKLE, totals.slots_MLP, strict=True)
@@ -93,7 +99,7 @@ class ReceivedCounts:
         shape_LS = self._counts[0].expert_LS.shape
         for _ in range(2):
             self._staging.append((backend.pinned_empty(shape_LS, torch.int64), None))
-        self.load(placement, backend.main_stream(), None)
+        self.load(placement, backend.main_stream(), side)
 
     @staticmethod
     def memory(layers: int, slots_per_rank: int, rows: int) -> Memory:
