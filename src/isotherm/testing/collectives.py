@@ -9,8 +9,8 @@ import torch
 
 from isotherm.testing.clocks import Kind
 from isotherm.testing.device import Device
-from isotherm.testing.launch import SimTensor, touches_of
 from isotherm.testing.queues import Event, Queue
+from isotherm.testing.tensors import SimTensor, touches_of
 
 Peers: TypeAlias = Callable[[int, int, torch.Tensor], torch.Tensor]
 """``peers(call, peer, mine)``: what the ``peer``-th other rank, from 0, gives to the ``call``-th collective

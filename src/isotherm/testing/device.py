@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from isotherm.streams import count_wait
 from isotherm.testing.clocks import Kind, Knowledge, Lane
@@ -48,8 +49,8 @@ class Scope:
 class Device:
     """Streams, host threads and memory of one simulated machine, driven by one real thread."""
 
-    def __init__(self, schedule: Schedule, arena_bytes: int) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, arena_bytes: int, dispatch: Callable[..., Any]) -> None:
+        self.dispatch = dispatch  # what its tensors call for each operation
         self.detector = Detector()
         self.arena = Arena(arena_bytes)
         self.host_waits = 0

@@ -1,6 +1,6 @@
-"""Tensors of the simulated device: torch operations on them are launched, not executed.
+"""Torch operations on tensors of the simulated device are launched, not executed.
 
-A tensor is a wrapper around a pointer. What torch is asked to do with it arrives in ``dispatch``, which
+What torch is asked to do with such a tensor arrives in ``dispatch``, which
 allocates the result, finds out from the operation's schema what is read and written, and enqueues the
 operation on the stream that is current. Operations torch composes of others are taken apart first.
 """
@@ -15,65 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from isotherm.testing.device import Device
-from isotherm.testing.extents import Extent
-from isotherm.testing.memory import Lease
 from isotherm.testing.operators import is_view, name_of, needs_data_for_shape, touched
-from isotherm.testing.queues import Touch
-
-DEVICE = torch.device("meta")
-"""What tensors of the simulated device say they are on: torch has no kernels there, so nothing can run
-behind the simulation's back."""
+from isotherm.testing.tensors import CPU, DEVICE, SimTensor, is_on_device, new_tensor, text_of, touches_of
 
 aten = torch.ops.aten
-_CPU = torch.device("cpu")
-
-
-class SimTensor(torch.Tensor):
-    """A tensor over simulated memory: of the device, or pinned, which the program may read by itself too."""
-
-    raw: torch.Tensor
-    lease: Lease
-    simulated: Device
-
-    @staticmethod
-    def __new__(cls, raw: torch.Tensor, lease: Lease, simulated: Device) -> SimTensor:
-        tensor = torch.Tensor._make_wrapper_subclass(
-            cls,
-            raw.shape,
-            strides=raw.stride(),
-            storage_offset=raw.storage_offset(),
-            dtype=raw.dtype,
-            device=_CPU if lease.allocation.is_host else DEVICE,
-        )
-        tensor.raw, tensor.lease, tensor.simulated = raw, lease, simulated
-        return tensor
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch declares it without cls
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        tensor = next(leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, SimTensor))
-        return dispatch(tensor.simulated, func, args, kwargs)
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            if func in _HOST_READS:
-                tensor = args[0]
-                if not tensor.lease.allocation.is_host:
-                    return func(tensor.cpu() if func is torch.Tensor.tolist else tensor, *args[1:])
-                tensor.simulated.do(func.__name__, _nothing, [_touch(tensor, writes=False)])
-                return func(tensor.raw, *args[1:], **(kwargs or {}))
-            return func(*args, **(kwargs or {}))
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"SimTensor({text_of(self)})"
-
-
-_HOST_READS = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__)
 
 
 class FactoryMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hook
@@ -98,39 +43,10 @@ class FactoryMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         for leaf in tree_iter((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 raise RuntimeError(
-                    f"{name_of(func)}: a tensor {text_of(leaf)} that torch made on the device without asking the "
-                    "simulation: make it on the host and copy it, torch.tensor(...).to(device)"
+                    f"{name_of(func)}: a tensor {text_of(leaf)} that torch made on the device without asking "
+                    "the simulation: make it on the host and copy it, torch.tensor(...).to(device)"
                 )
         return func(*args, **kwargs)
-
-
-def new_tensor(
-    simulated: Device,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    *,
-    is_host: bool = False,
-    strides: Sequence[int] | None = None,
-) -> SimTensor:
-    """Fresh memory, which holds nothing of use; contiguous without ``strides``."""
-    with torch.inference_mode(False):
-        plan = torch.empty(tuple(shape), dtype=dtype, device=DEVICE)
-    strides = plan.stride() if strides is None else strides
-    extent = sum((size - 1) * stride for size, stride in zip(shape, strides) if size) + 1
-    nbytes = extent * plan.element_size() if plan.numel() else 0
-    allocation = simulated.allocate(nbytes, text_of(plan), is_host=is_host)
-    raw = simulated.arena.tensor(allocation, shape, strides, dtype)
-    return SimTensor(raw, Lease(allocation, simulated.arena.freed), simulated)
-
-
-def touches_of(tensors: Sequence[torch.Tensor], *, writes: bool) -> list[Touch]:
-    """The bytes of those that the simulation knows."""
-    return [_touch(tensor, writes=writes) for tensor in tensors if isinstance(tensor, SimTensor)]
-
-
-def text_of(tensor: torch.Tensor) -> str:
-    """Type and shape, as findings show them."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def dispatch(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -144,7 +60,7 @@ def dispatch(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str
         return _view(func, args, kwargs)
     if func in (aten.copy_.default, aten._to_copy.default):
         return _copy(simulated, func, args, kwargs)
-    on_device = [leaf for leaf in tree_iter((args, kwargs)) if _is_on_device(leaf)]
+    on_device = [leaf for leaf in tree_iter((args, kwargs)) if is_on_device(leaf)]
     if not on_device and not _asks_for_device(args, kwargs):
         return _do_on_host(simulated, func, args, kwargs)
     _refuse_strangers(func, args, kwargs)
@@ -175,7 +91,7 @@ def _copy(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str, A
     else:
         is_async = kwargs.get("non_blocking", False)
         target = _copy_target(simulated, source, kwargs, is_async=is_async)
-    from_device, to_device = _is_on_device(source), _is_on_device(target)
+    from_device, to_device = is_on_device(source), is_on_device(target)
     if not from_device and not to_device:
         _do_on_host(simulated, aten.copy_.default, (target, source), {})
         return target
@@ -194,10 +110,10 @@ def _copy_target(simulated: Device, source: torch.Tensor, kwargs: dict[str, Any]
     device = torch.device(kwargs.get("device") or source.device)
     with torch.inference_mode():
         plan = torch.empty_like(_plan(source), dtype=dtype)
-    if device == _CPU and not (is_async and _is_on_device(source)):
+    if device == CPU and not (is_async and is_on_device(source)):
         return torch.empty_strided(plan.shape, plan.stride(), dtype=dtype)
     # As torch does: a copy to the host that nobody waits for lands in pinned memory.
-    return new_tensor(simulated, plan.shape, dtype, is_host=device == _CPU, strides=plan.stride())
+    return new_tensor(simulated, plan.shape, dtype, is_host=device == CPU, strides=plan.stride())
 
 
 def _do_on_host(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -300,7 +216,7 @@ def _raw(tree: Any) -> Any:
         if isinstance(leaf, SimTensor):
             return leaf.raw
         if isinstance(leaf, torch.device) and leaf == DEVICE:
-            return _CPU
+            return CPU
         return leaf
 
     return tree_map(pointer, tree)
@@ -324,22 +240,8 @@ def _as_given(result: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return result
 
 
-def _touch(tensor: SimTensor, *, writes: bool) -> Touch:
-    allocation = tensor.lease.allocation
-    extent = Extent.of_tensor(tensor.raw, origin=allocation.start)
-    return Touch(allocation, extent, writes, text_of(tensor))
-
-
 def _assign(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _is_on_device(leaf: object) -> bool:
-    return isinstance(leaf, SimTensor) and not leaf.lease.allocation.is_host
 
 
 def _asks_for_device(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -356,7 +258,7 @@ def _refuse_strangers(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
     strangers: Iterator[torch.Tensor] = (
         leaf
         for leaf in tree_iter((args, kwargs))
-        if isinstance(leaf, torch.Tensor) and not _is_on_device(leaf) and leaf.dim()
+        if isinstance(leaf, torch.Tensor) and not is_on_device(leaf) and leaf.dim()
     )
     for stranger in strangers:
         raise RuntimeError(

@@ -20,10 +20,11 @@ import torch
 from isotherm.testing.collectives import CollectiveGroup, Peers
 from isotherm.testing.device import Device
 from isotherm.testing.findings import Finding
-from isotherm.testing.launch import DEVICE, FactoryMode, SimTensor
+from isotherm.testing.launch import FactoryMode, dispatch
 from isotherm.testing.queues import Task
 from isotherm.testing.schedules import Schedule
 from isotherm.testing.simulated_streams import SimulatedBackend
+from isotherm.testing.tensors import DEVICE, SimTensor
 
 
 class Simulation:
@@ -41,7 +42,7 @@ class Simulation:
 
     def __init__(self, schedule: Schedule, *, arena_bytes: int = 1 << 20) -> None:
         self.schedule = schedule
-        self._device = Device(schedule, arena_bytes)
+        self._device = Device(schedule, arena_bytes, dispatch)
         self.detector = self._device.detector
         self.backend = SimulatedBackend(self._device)
         self._mode: AbstractContextManager[object] = FactoryMode(self._device)

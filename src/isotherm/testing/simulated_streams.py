@@ -13,8 +13,8 @@ from isotherm.streams import Handoff
 from isotherm.streams.api import Item
 from isotherm.testing.clocks import Knowledge
 from isotherm.testing.device import Device
-from isotherm.testing.launch import DEVICE, new_tensor, touches_of
 from isotherm.testing.queues import Event, Queue
+from isotherm.testing.tensors import DEVICE, new_tensor, touches_of
 
 
 class SimulatedBackend:

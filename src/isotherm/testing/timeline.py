@@ -23,6 +23,7 @@ NOT_THE_PROGRAM = frozenset(
         "testing.races",
         "testing.simulated",
         "testing.simulated_streams",
+        "testing.tensors",
         "testing.timeline",
         "testing.watched",
     )
