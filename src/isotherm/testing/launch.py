@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from isotherm.testing.device import Device
-from isotherm.testing.operators import is_view, name_of, needs_data_for_shape, touched
-from isotherm.testing.tensors import CPU, DEVICE, SimTensor, is_on_device, new_tensor, text_of, touches_of
+from isotherm.testing.operators import is_view, name_of, needs_data_for_shape, text_of, touched
+from isotherm.testing.tensors import CPU, DEVICE, SimTensor, is_on_device, new_tensor, touches_of
 
 aten = torch.ops.aten
 

@@ -22,6 +22,11 @@ def name_of(func: Any) -> str:
     return name.partition("::")[2]
 
 
+def text_of(tensor: torch.Tensor) -> str:
+    """Type and shape, as findings show them."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
 def is_view(func: Any) -> bool:
     """Whether the result is the same memory in another shape."""
     return bool(func.is_view) or name_of(func) in ("lift_fresh", "detach_")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,6 +14,7 @@ from isotherm.testing.clocks import Knowledge
 from isotherm.testing.device import Device
 from isotherm.testing.queues import Event, Queue
 from isotherm.testing.tensors import DEVICE, new_tensor, touches_of
+from isotherm.testing.timeline import label_of
 
 
 class SimulatedBackend:
@@ -169,11 +169,3 @@ class SimulatedHandoff(Handoff[Item]):
         item, known = self._given.popleft()
         self._device.learn(known)
         return item
-
-
-def label_of(work: Callable[[], None]) -> str:
-    """The name of work in findings."""
-    if isinstance(work, functools.partial):
-        return label_of(work.func)
-    name: str = getattr(work, "__qualname__", type(work).__qualname__)
-    return name.replace(".<locals>", "")

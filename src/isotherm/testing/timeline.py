@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 NOT_THE_PROGRAM = frozenset(
@@ -23,6 +25,7 @@ NOT_THE_PROGRAM = frozenset(
         "testing.races",
         "testing.simulated",
         "testing.simulated_streams",
+        "testing.storages",
         "testing.tensors",
         "testing.timeline",
         "testing.watched",
@@ -74,3 +77,11 @@ def site_of_caller() -> str:
             return f"{'/'.join(file.split('/')[-2:])}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "unknown"
+
+
+def label_of(work: Callable[[], None]) -> str:
+    """The name of work in findings."""
+    if isinstance(work, functools.partial):
+        return label_of(work.func)
+    name: str = getattr(work, "__qualname__", type(work).__qualname__)
+    return name.replace(".<locals>", "")
