@@ -30,7 +30,8 @@ class Work:
 
 
 class CollectiveGroup:
-    """Collectives enqueued behind the current stream, which waits for each unless it is asynchronous.
+    """Collectives enqueued behind the current stream, which waits for each; `isotherm.heat` takes it as
+    its group over device memory.
 
     The other ranks come first: this rank is the last of ``size`` in what is gathered.
     """
@@ -42,20 +43,11 @@ class CollectiveGroup:
         self._lane: Queue = device.add_queue("communicator", Kind.COMMUNICATOR)
         self._calls = 0
 
-    def all_reduce(self, tensor: torch.Tensor, *, async_op: bool = False) -> Work | None:
+    def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sums ``tensor`` over the ranks, in place."""
-        raw = _raw(tensor)
+        self.start_all_reduce(tensor).wait()
 
-        def run(call: int) -> None:
-            mine = raw.clone()
-            for peer in range(self.size - 1):
-                raw.add_(self._peers(call, peer, mine))
-
-        return self._enqueue("all_reduce", run, [], [tensor], async_op=async_op)
-
-    def all_gather(
-        self, gathered: torch.Tensor, tensor: torch.Tensor, *, async_op: bool = False
-    ) -> Work | None:
+    def all_gather(self, gathered: torch.Tensor, tensor: torch.Tensor) -> None:
         """``tensor`` of every rank, one behind the other."""
         raw, out = _raw(tensor), _raw(gathered)
 
@@ -63,27 +55,32 @@ class CollectiveGroup:
             parts = [self._peers(call, peer, raw) for peer in range(self.size - 1)]
             out.copy_(torch.cat([part.reshape(-1) for part in (*parts, raw)]).view(out.shape))
 
-        return self._enqueue("all_gather", run, [tensor], [gathered], async_op=async_op)
+        self._start("all_gather", run, [tensor], [gathered]).wait()
 
-    def _enqueue(
+    def start_all_reduce(self, tensor: torch.Tensor) -> Work:
+        """As ``all_reduce``, and the current stream waits only when it is told to."""
+        raw = _raw(tensor)
+
+        def run(call: int) -> None:
+            mine = raw.clone()
+            for peer in range(self.size - 1):
+                raw.add_(self._peers(call, peer, mine))
+
+        return self._start("all_reduce", run, [], [tensor])
+
+    def _start(
         self,
         label: str,
         run: Callable[[int], None],
         reads: list[torch.Tensor],
         writes: list[torch.Tensor],
-        *,
-        async_op: bool,
-    ) -> Work | None:
+    ) -> Work:
         call, self._calls = self._calls, self._calls + 1
         device, stream = self._device, self._device.stream
         device.hold(self._lane, device.record(stream))
         touches = touches_of(reads, writes=False) + touches_of(writes, writes=True)
         device.enqueue(self._lane, label, lambda: run(call), touches)
-        work = Work(device, device.record(self._lane))
-        if async_op:
-            return work
-        work.wait()
-        return None
+        return Work(device, device.record(self._lane))
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,7 @@ class Device:
         self.detector = Detector()
         self.arena = Arena(arena_bytes)
         self.host_waits = 0
+        self.allocations = 0
         self.captured: list[Task] | None = None  # of the graph that is being captured
         self.scope: Scope | None = None
         self._runner = Runner(schedule, self.arena, self.detector)
@@ -180,6 +181,7 @@ class Device:
 
     def allocate(self, nbytes: int, tensor: str, *, is_host: bool) -> Allocation:
         self.reap()
+        self.allocations += 1
         home = None if is_host else self.stream.name
         allocation = self.arena.allocate(nbytes, home, site_of_caller(), tensor)
         allocation.scope = self.scope
@@ -217,7 +219,9 @@ class Device:
         queue = next((queue for queue in self._runner.queues if queue.name == allocation.home), None)
         lane = host if queue is None else queue.lane
         lane.learn(host.snapshot())
-        poison = self.detector.begin(lane, f"next user of {allocation.describe(allocation.tensor)}")
+        label = f"next user of {allocation.describe(allocation.tensor)}"
+        poison = Operation(label, site_of_caller(), lane.stamp())  # the allocator's, not the program's
+        self.detector.timeline.note(lane.name, "enqueued", label)
         self.detector.release(
             poison, allocation, allocation.tensor, allocated=allocation.site, home=str(lane)
         )

@@ -69,6 +69,11 @@ class Simulation:
         """How often the host waited for the device."""
         return self._device.host_waits
 
+    @property
+    def allocations(self) -> int:
+        """How often memory was asked for, of the device or pinned."""
+        return self._device.allocations
+
     def check(self) -> None:
         """Raises ``AssertionError`` with every finding and the timeline."""
         self.detector.check()
