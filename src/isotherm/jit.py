@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic, overload
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -79,12 +79,12 @@ _int64_pointer = _pointer_to(types.int64)
 
 @overload(int32_at, strict=False)
 def _int32_at(address: Any, length: Any) -> Any:
-    return lambda address, length: numba.carray(_int32_pointer(address), (length,))
+    return lambda address, length: carray(_int32_pointer(address), (length,))
 
 
 @overload(int64_at, strict=False)
 def _int64_at(address: Any, length: Any) -> Any:
-    return lambda address, length: numba.carray(_int64_pointer(address), (length,))
+    return lambda address, length: carray(_int64_pointer(address), (length,))
 
 
 @intrinsic
@@ -104,11 +104,11 @@ def _likely(condition: Any) -> Any:
 
 @cache
 def _drop_stale(folder: Path, cache_path: str) -> None:
-    """Forgets what was compiled before the newest source in ``folder``, or this file. numba itself looks
+    """Forgets what was compiled before the newest source in ``folder``, or in this one. numba itself looks
     only at the file of the function that is called, and would go on with an old version of those it
     calls."""
     sources = list(folder.glob("*.py"))
-    newest = max(source.stat().st_mtime for source in [*sources, Path(__file__)])
+    newest = max(source.stat().st_mtime for source in [*sources, *Path(__file__).parent.glob("*.py")])
     for index in Path(cache_path).glob("*.nbi"):
         try:
             if index.name.split(".")[0] in {s.stem for s in sources} and index.stat().st_mtime < newest:

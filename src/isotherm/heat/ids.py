@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
 
 import torch
 
-from isotherm.heat.kernels import count_ids
-
-WARM_DTYPES = (torch.int64, torch.int32)
-"""Ids of these are counted as they are, others by way of int64: nothing compiles while serving."""
+from isotherm.heat.kernels import count_int32, count_int64
+from isotherm.jit import entry
 
 
 class IdCounts:
@@ -18,12 +17,10 @@ class IdCounts:
     two threads, never add to one address."""
 
     def __init__(self, heat_MKLE: torch.Tensor) -> None:
-        self._rows: list[list[torch.Tensor]] = [
-            [heat_KLE[:, layer] for layer in range(heat_KLE.shape[1])] for heat_KLE in heat_MKLE
-        ]
-        self._host_rows: list[list[Any]] = []
-        if heat_MKLE.device.type == "cpu":
-            self._host_rows = [[heat_KE.numpy() for heat_KE in rows] for rows in self._rows]
+        self._experts = heat_MKLE.shape[3]
+        self._rows: list[list[torch.Tensor]] = [list(heat_KLE.unbind(1)) for heat_KLE in heat_MKLE]
+        self._kernels = _host_kernels() if heat_MKLE.device.type == "cpu" else {}
+        self._addresses = [[(row[0].data_ptr(), row[1].data_ptr()) for row in rows] for rows in self._rows]
 
     def count(
         self,
@@ -46,16 +43,29 @@ class IdCounts:
                 device, which the host then does not read.
             micro_batch: the lane that counts.
         """
-        if not self._host_rows:
+        if not self._kernels:
             _add_ids(self._rows[micro_batch][layer], ids_TK, first_token, num_tokens, num_decode)
             return
-        known_TK = ids_TK.contiguous() if ids_TK.dtype in WARM_DTYPES else ids_TK.long().contiguous()
-        count_ids(
-            known_TK.numpy(),
-            _on_host(first_token),
-            _on_host(num_tokens),
-            _on_host(num_decode),
-            self._host_rows[micro_batch][layer],
+        kernel = self._kernels.get(ids_TK.dtype)
+        if kernel is None:
+            ids_TK, kernel = ids_TK.long(), self._kernels[torch.int64]
+        if not ids_TK.is_contiguous():
+            ids_TK = ids_TK.contiguous()
+        if not type(num_tokens) is type(num_decode) is type(first_token) is int:
+            num_tokens, num_decode = _on_host(num_tokens), _on_host(num_decode)
+            first_token = _on_host(first_token)
+        prefill_at, decode_at = self._addresses[micro_batch][layer]
+        tokens, top_k = ids_TK.shape
+        kernel(
+            prefill_at,
+            decode_at,
+            self._experts,
+            ids_TK.data_ptr(),
+            tokens,
+            top_k,
+            first_token,
+            num_tokens,
+            num_decode,
         )
 
 
@@ -82,8 +92,12 @@ def _add_ids(
     heat_KE[0].scatter_add_(0, index, (real & ~decode).to(heat_KE.dtype))
 
 
+@cache
+def _host_kernels() -> dict[torch.dtype, Callable[..., None]]:
+    """One kernel for int64 and one for int32; other ids go by way of int64."""
+    return {torch.int64: entry(count_int64), torch.int32: entry(count_int32)}
+
+
 def warm_up() -> None:
-    """Compiles the kernel, or loads it from numba's cache: before serving."""
-    counts = IdCounts(torch.zeros((1, 2, 1, 1), dtype=torch.int32))
-    for dtype in WARM_DTYPES:
-        counts.count(0, torch.zeros((1, 1), dtype=dtype), num_tokens=0, num_decode=0)
+    """Compiles the CPU's kernels, or loads them from numba's cache: before serving."""
+    _host_kernels()

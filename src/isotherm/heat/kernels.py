@@ -1,24 +1,54 @@
-"""Counting ids on the CPU, where no mapping goes with it."""
+"""Counting ids on the CPU, where no mapping goes with it. Called by address (`isotherm.jit`)."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from isotherm.jit import kernel
+from isotherm.counting import count_pairs
+from isotherm.jit import int32_at, int64_at, kernel
 
 
 @kernel
-def count_ids(
-    ids_TK: np.ndarray, first_token: int, num_tokens: int, num_decode: int, heat_KE: np.ndarray
+def count_int64(
+    prefill_at: int,
+    decode_at: int,
+    experts: int,
+    ids_at: int,
+    tokens: int,
+    top_k: int,
+    first_token: int,
+    num_tokens: int,
+    num_decode: int,
 ) -> None:
-    """Adds each id of the rows ``first_token <= row < first_token + num_tokens`` to its expert's count, in
-    place. The first ``num_decode`` of these are decode tokens. Ids that name no expert count nothing.
-    """
-    tokens, top_k = ids_TK.shape
-    experts = heat_KE.shape[1]
-    for token in range(max(first_token, 0), min(first_token + num_tokens, tokens)):
-        kind = 1 if token < first_token + num_decode else 0
-        for choice in range(top_k):
-            expert = ids_TK[token, choice]
-            if expert >= 0 and expert < experts:
-                heat_KE[kind, expert] += 1
+    """Adds each int64 id of the rows ``first_token <= row < first_token + num_tokens`` to its expert's count
+    in the int32 rows at ``prefill_at`` and ``decode_at``. The first ``num_decode`` of these are decode
+    tokens. Ids that name no expert count nothing."""
+    first, middle, stop = _borders(tokens, first_token, num_tokens, num_decode)
+    ids = int64_at(ids_at, tokens * top_k)
+    count_pairs(ids, first * top_k, middle * top_k, int32_at(decode_at, experts))
+    count_pairs(ids, middle * top_k, stop * top_k, int32_at(prefill_at, experts))
+
+
+@kernel
+def count_int32(
+    prefill_at: int,
+    decode_at: int,
+    experts: int,
+    ids_at: int,
+    tokens: int,
+    top_k: int,
+    first_token: int,
+    num_tokens: int,
+    num_decode: int,
+) -> None:
+    """As `count_int64`, for int32 ids."""
+    first, middle, stop = _borders(tokens, first_token, num_tokens, num_decode)
+    ids = int32_at(ids_at, tokens * top_k)
+    count_pairs(ids, first * top_k, middle * top_k, int32_at(decode_at, experts))
+    count_pairs(ids, middle * top_k, stop * top_k, int32_at(prefill_at, experts))
+
+
+@kernel
+def _borders(tokens: int, first_token: int, num_tokens: int, num_decode: int) -> tuple[int, int, int]:
+    """The rows where decode tokens begin, where they end, and where the real ones do, inside the batch."""
+    first = min(max(first_token, 0), tokens)
+    stop = min(max(first + num_tokens, first), tokens)
+    return first, min(max(first + num_decode, first), stop), stop

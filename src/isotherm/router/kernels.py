@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from isotherm.counting import ONE_MORE, THREE_MORE, TWO_MORE, count_pairs
 from isotherm.jit import int32_at, int64_at, kernel, likely
 from isotherm.router.rounding import MASK, RANK_STRIDE, STEP_STRIDE
 from isotherm.router.tables import ONE
@@ -118,9 +119,9 @@ def _map_few(
     whole_E = int64_at(call[WHOLE_E], experts)
     received_P = int32_at(call[RECEIVED_P], num_slots)
     seen_E, ordinal_E = int32_at(call[SEEN_E], experts), int32_at(call[FIRST_E], experts)
-    _count(ids, 0, len(ids), seen_E)
-    _count(ids, first, middle, int32_at(call[DECODE_E], experts))
-    _count(ids, middle, stop, int32_at(call[PREFILL_E], experts))
+    count_pairs(ids, 0, len(ids), seen_E)
+    count_pairs(ids, first, middle, int32_at(call[DECODE_E], experts))
+    count_pairs(ids, middle, stop, int32_at(call[PREFILL_E], experts))
     for pair in range(len(ids)):
         expert = np.uint64(ids[pair])
         if expert >= np.uint64(experts):
@@ -168,8 +169,9 @@ def _map_many(
         # As if the first replica received all; what others receive is taken from it below.
         received_P[np.uint64(whole_E[expert] & MASK)] += stop_E[expert] - first_E[expert]
     _split(call, stop_E, base)
-    seen_E[:] = 0
-    first_E[:] = 0
+    for expert in range(experts):
+        seen_E[expert] = 0
+        first_E[expert] = 0
     _assign(call, ids, slots, state_E)
 
 
@@ -181,33 +183,23 @@ def _count_kinds(call: np.ndarray, ids: np.ndarray, first: int, middle: int, sto
     prefill_E, decode_E = int32_at(call[PREFILL_E], experts), int32_at(call[DECODE_E], experts)
     seen_E, first_E = int32_at(call[SEEN_E], experts), int32_at(call[FIRST_E], experts)
     if first == 0 and stop == len(ids) and (middle in (first, stop)):
-        _count(ids, 0, len(ids), seen_E)
+        count_pairs(ids, 0, len(ids), seen_E)
         kind_E = prefill_E if middle == first else decode_E
         for expert in range(experts):
             kind_E[expert] += seen_E[expert]
         return seen_E
     middle_E, stop_E = int32_at(call[MIDDLE_E], experts), int32_at(call[STOP_E], experts)
-    _count(ids, 0, first, seen_E)
+    count_pairs(ids, 0, first, seen_E)
     first_E[:] = seen_E
-    _count(ids, first, middle, seen_E)
+    count_pairs(ids, first, middle, seen_E)
     middle_E[:] = seen_E
-    _count(ids, middle, stop, seen_E)
+    count_pairs(ids, middle, stop, seen_E)
     stop_E[:] = seen_E
-    _count(ids, stop, len(ids), seen_E)
+    count_pairs(ids, stop, len(ids), seen_E)
     for expert in range(experts):
         decode_E[expert] += middle_E[expert] - first_E[expert]
         prefill_E[expert] += stop_E[expert] - middle_E[expert]
     return stop_E
-
-
-@kernel
-def _count(ids: np.ndarray, start: int, stop: int, counts_E: np.ndarray) -> None:
-    # Unsigned, so that one comparison finds what is negative or too large.
-    experts = np.uint64(len(counts_E))
-    for pair in range(start, stop):
-        expert = np.uint64(ids[pair])
-        if likely(expert < experts):
-            counts_E[expert] += np.int32(1)
 
 
 @kernel
@@ -242,16 +234,62 @@ def _split(call: np.ndarray, stop_E: np.ndarray, base: int) -> None:
 
 @kernel
 def _assign(call: np.ndarray, ids: np.ndarray, slots: np.ndarray, state_E: np.ndarray) -> None:
-    """The state of an expert: how many more tokens its present replica takes, above the replica's slot."""
+    """The state of an expert: how many more tokens its present replica takes, above the replica's slot.
+
+    Four pairs at a time, as long as all have an expert and no replica is full: one branch for four. What
+    was done for four that do not is undone, and they go one by one."""
     experts, num_slots = np.uint64(call[EXPERTS]), call[SLOTS]
     slots_P, length_P = int32_at(call[SLOTS_P], num_slots), int32_at(call[LENGTH_P], num_slots)
     row_E = int32_at(call[ROW_E], call[EXPERTS])
-    for pair in range(len(ids)):
+    group, groups = 0, len(ids) // 4
+    while group < groups:
+        for group in range(group, groups):  # noqa: B020 - goes on where the last four stopped it
+            pair = np.uint64(4 * group)
+            a, b = np.uint64(ids[pair]), np.uint64(ids[pair + ONE_MORE])
+            c, d = np.uint64(ids[pair + TWO_MORE]), np.uint64(ids[pair + THREE_MORE])
+            if not likely((a < experts) & (b < experts) & (c < experts) & (d < experts)):
+                break
+            # One after the other: an expert may come twice.
+            state_a = state_E[a] - ONE
+            state_E[a] = state_a
+            state_b = state_E[b] - ONE
+            state_E[b] = state_b
+            state_c = state_E[c] - ONE
+            state_E[c] = state_c
+            state_d = state_E[d] - ONE
+            state_E[d] = state_d
+            if not likely((state_a | state_b | state_c | state_d) >= 0):
+                state_E[a] += ONE
+                state_E[b] += ONE
+                state_E[c] += ONE
+                state_E[d] += ONE
+                break
+            slots[pair], slots[pair + ONE_MORE] = np.int32(state_a), np.int32(state_b)
+            slots[pair + TWO_MORE], slots[pair + THREE_MORE] = np.int32(state_c), np.int32(state_d)
+        else:
+            break
+        _assign_each(ids, slots, 4 * group, 4 * group + 4, state_E, row_E, length_P, slots_P)
+        group += 1
+    _assign_each(ids, slots, 4 * groups, len(ids), state_E, row_E, length_P, slots_P)
+
+
+@kernel
+def _assign_each(
+    ids: np.ndarray,
+    slots: np.ndarray,
+    start: int,
+    stop: int,
+    state_E: np.ndarray,
+    row_E: np.ndarray,
+    length_P: np.ndarray,
+    slots_P: np.ndarray,
+) -> None:
+    for pair in range(start, stop):
         expert = np.uint64(ids[pair])
-        if likely(expert < experts):
+        if expert < np.uint64(len(state_E)):
             state = state_E[expert] - ONE
-            if not likely(state >= 0):
-                state = _next_replica(expert, row_E, length_P, slots_P) - ONE
+            if state < 0:
+                state = _next_replica(expert, row_E, length_P, slots_P)
             state_E[expert] = state
             slots[pair] = np.int32(state)
         else:
@@ -260,8 +298,9 @@ def _assign(call: np.ndarray, ids: np.ndarray, slots: np.ndarray, state_E: np.nd
 
 @kernel
 def _next_replica(expert: Any, row_E: np.ndarray, length_P: np.ndarray, slots_P: np.ndarray) -> Any:
+    """The state of an expert after the first token of its next replica."""
     row = np.uint64(row_E[expert]) + np.uint64(1)
     while length_P[row] == 0:
         row += np.uint64(1)
     row_E[expert] = row
-    return (np.int64(length_P[row]) << 32) | np.int64(slots_P[row])
+    return (np.int64(length_P[row] - np.int32(1)) << 32) | np.int64(slots_P[row])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -142,6 +143,9 @@ class Router:
                 first_token=first_token,
                 micro_batch=micro_batch,
             ).to(ids_TK.dtype)
+        if not type(num_tokens) is type(num_decode) is type(first_token) is int:
+            num_tokens, num_decode = _on_host(num_tokens), _on_host(num_decode)
+            first_token = _on_host(first_token)
         slots_TK = torch.empty_like(ids_TK)
         tokens, top_k = ids_TK.shape
         kernel(
@@ -151,9 +155,9 @@ class Router:
             tokens,
             top_k,
             step,
-            first_token if type(first_token) is int else _on_host(first_token),
-            num_tokens if type(num_tokens) is int else _on_host(num_tokens),
-            num_decode if type(num_decode) is int else _on_host(num_decode),
+            first_token,
+            num_tokens,
+            num_decode,
         )
         return slots_TK
 
@@ -185,6 +189,7 @@ class Router:
         return device_ops.map_and_count(ids_TK, first_token, num_tokens, num_decode, base, *row)
 
 
+@cache
 def _host_kernels() -> dict[torch.dtype, Callable[..., None]]:
     """The CPU's kernels, compiled or loaded from numba's cache at the first call."""
     return {torch.int64: entry(kernels.map_int64), torch.int32: entry(kernels.map_int32)}
