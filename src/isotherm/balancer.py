@@ -31,7 +31,7 @@ from isotherm.control import Announcer, GroupLink, Heartbeat, Link, Span, check_
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.errors import IsothermError
-from isotherm.heat import HeatCollector
+from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
 from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Rules, Transport, Weights
 from isotherm.placement import Placement, Plan, digest
 from isotherm.router import Router, RoutingTables, TableShelf
@@ -388,15 +388,16 @@ class Balancer:
         *,
         micro_batches: int = 1,
         device: torch.device | str = "cpu",
-        inline: bool = False,
     ) -> Memory:
         """Bytes of all buffers for heat and tables that a balancer with these arguments makes, once, when
         it is built, so that an engine can plan for them; nothing is made here. Beside a CPU the device's
         buffers are host memory too."""
-        heat = HeatCollector.memory(
-            shape, topology, source="mapped", micro_batches=micro_batches, device=device, inline=inline
+        heat = memory_of_heat(
+            shape, topology, "mapped", micro_batches=micro_batches, aside=False, on_device=False
         )
-        return heat + Router.memory(shape, topology, micro_batches, device=device)
+        words = HeatGather.header_words + Announcer.header_words + Mover.header_words
+        tables = Router.memory(shape, topology, micro_batches, device=device)
+        return heat + tables + Heartbeat.memory(topology.ranks, words)
 
     def statistics(self) -> Statistics:
         """What the balancer has done so far. Never waits."""

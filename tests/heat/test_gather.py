@@ -107,7 +107,7 @@ def test_windows_gathered_on_the_device_are_as_exact(seed, data):
 def wrap(rank):
     """Lets every total of the rank stand at 2^32 - 5, and takes that for what was gathered last."""
     rank.collector.totals.rows_MW.fill_(-5)
-    rank.collector._exchange._base_W[:] = -5
+    rank.collector.gather._exchange._base_W[:] = -5
 
 
 def test_totals_that_wrap_at_two_to_the_32_make_right_differences(make_ranks):

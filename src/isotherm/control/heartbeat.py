@@ -14,6 +14,7 @@ from isotherm.control.link import Link
 from isotherm.control.spans import Span, no_span
 from isotherm.control.steps import StepWatch
 from isotherm.errors import LinkError, PeerFailedError, ProtocolError
+from isotherm.status import Memory
 
 logger = logging.getLogger("isotherm")
 
@@ -94,6 +95,11 @@ class Heartbeat:
         self._busy = False
         self._thread: threading.Thread | None = None
         self.rounds = 0
+
+    @staticmethod
+    def memory(ranks: int, header_words: int) -> Memory:
+        """The headers of all ranks, and this one's, where participants own ``header_words`` of each."""
+        return Memory(host_bytes=8 * (_BASE_WORDS + header_words) * (ranks + 1))
 
     @property
     def lagging(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from isotherm.arrays import Int32Array, Int64Array
 from isotherm.errors import LinkError
 
-WordArray = TypeVar("WordArray", Int32Array, Int64Array)
+WordArray = TypeVar("WordArray", bound=Int32Array | Int64Array)
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ class GroupLink:
         self.sent_bytes = 0
 
     def all_gather(self, words_W: WordArray, out: WordArray | None = None) -> WordArray:
-        out_GW = np.empty((self.size, len(words_W)), words_W.dtype) if out is None else out
+        if out is None:
+            out = cast(WordArray, np.empty((self.size, len(words_W)), words_W.dtype))
         self.sent_bytes += words_W.nbytes
         with self._errors("all_gather"):
-            rows = list(torch.from_numpy(out_GW))
+            rows = list(torch.from_numpy(out))
             dist.all_gather(rows, torch.from_numpy(words_W), group=self._group)
-        return out_GW
+        return out
 
     def all_reduce(self, array: Int32Array | Int64Array) -> None:
         self.sent_bytes += array.nbytes

@@ -70,6 +70,11 @@ class DeviceGather:
         self._loads = self.gathered[layout.reduced_words + STEP_WORDS :]
 
     @staticmethod
+    def landing_bytes(layout: TotalsLayout, ranks: int, *, own_slots: bool) -> int:
+        """What comes to the host of a gather over ``ranks``."""
+        return 4 * gathered_words(layout, ranks, own_slots)
+
+    @staticmethod
     def memory(layout: TotalsLayout, ranks: int, *, own_slots: bool) -> Memory:
         """The buffers of a gather over ``ranks``."""
         return Memory(device_bytes=4 * (gathered_words(layout, ranks, own_slots) + layout.words))

@@ -11,13 +11,10 @@ import torch
 import torch.distributed as dist
 
 from isotherm.control import GroupLink, Heartbeat, Link, Span, check_peers, no_span
-from isotherm.heat.aside import DeviceGather, DeviceGroup, TorchDeviceGroup
-from isotherm.heat.exchange import DeviceExchange, Exchange, HostExchange
+from isotherm.heat.aside import DeviceGroup, TorchDeviceGroup
+from isotherm.heat.buffers import Source, make_heat_buffers, memory_of_heat
 from isotherm.heat.gather import HeatGather
 from isotherm.heat.ids import IdCounts, warm_up
-from isotherm.heat.received import ReceivedCounts
-from isotherm.heat.snapshots import BUFFERS, SnapshotRing
-from isotherm.heat.totals import Totals, TotalsLayout
 from isotherm.placement import Placement, digest
 from isotherm.status import Memory
 from isotherm.streams import Backend, Stream, backend_for, count_wait, forward_path
@@ -25,10 +22,6 @@ from isotherm.topology import MoEShape, Topology
 from isotherm.window import KINDS, HeatWindow
 
 logger = logging.getLogger("isotherm")
-
-Source = Literal["ids", "received", "mapped"]
-"""ids: the experts that this rank's own tokens chose. received: tokens per local slot after dispatch.
-mapped: as ids, counted by whoever maps them to slots, and the load of every slot beside."""
 
 Kind = Literal["prefill", "decode"]
 
@@ -96,11 +89,24 @@ class HeatCollector:
         self._backend = backend or backend_for(device)
         self._side: Stream | None = None if inline else self._backend.side_stream("heat")
         link = _link_of(group)
-        self._make_buffers(link.rank if link else rank, placement, micro_batches, device_group, span)
+        buffers = make_heat_buffers(
+            shape,
+            topology,
+            source,
+            rank=link.rank if link else rank,
+            placement=placement,
+            micro_batches=micro_batches,
+            backend=self._backend,
+            side=self._side,
+            device_group=_device_group_of(device_group),
+            span=span,
+        )
+        self.totals, self._received, self._ring = buffers.totals, buffers.received, buffers.ring
+        self._ids = IdCounts(self.totals.heat_MKLE)
         self.gather = HeatGather(
             shape,
             self._ring,
-            self._exchange,
+            buffers.exchange,
             self._backend,
             window_steps=window_steps,
             deliver=self._keep,
@@ -136,32 +142,6 @@ class HeatCollector:
             if not inline:
                 self._heartbeat.start()
 
-    def _make_buffers(
-        self,
-        rank: int,
-        placement: Placement,
-        micro_batches: int,
-        device_group: dist.ProcessGroup | DeviceGroup | None,
-        span: Span,
-    ) -> None:
-        layout = _layout(self._shape, self._topology, self._source)
-        is_received = self._source == "received"
-        has_aside = is_received and self._backend.queues_work and not self._inline
-        self.totals = Totals(layout, micro_batches, self._backend.device, aside=has_aside)
-        self._received: ReceivedCounts | None = None
-        if is_received:
-            self._received = ReceivedCounts(
-                self.totals, self._topology, rank, placement, self._backend, self._side
-            )
-        self._ids = IdCounts(self.totals.heat_MKLE)
-        gather: DeviceGather | None = None
-        self._exchange: Exchange = HostExchange(layout, self._topology, own_slots=is_received)
-        if device_group is not None:
-            group = _device_group_of(device_group)
-            gather = DeviceGather(group, layout, self.totals.rows_MW, own_slots=is_received)
-            self._exchange = DeviceExchange(layout, self._topology, own_slots=is_received)
-        self._ring = SnapshotRing(self.totals, self._backend, gather=gather, span=span)
-
     @staticmethod
     def memory(
         shape: MoEShape,
@@ -174,23 +154,18 @@ class HeatCollector:
         inline: bool = False,
     ) -> Memory:
         """Bytes of all buffers that a collector with these arguments makes, once, when it is built; nothing
-        is made here. Beside a CPU the device's buffers are host memory too."""
-        layout = _layout(shape, topology, source)
-        own_slots = source == "received"
+        is made here. ``device_group``: whether one is given. Beside a CPU the device's buffers are host
+        memory too."""
         queues_work = torch.device(device).type != "cpu"
-        rows = micro_batches + (own_slots and queues_work and not inline)
-        memory = Memory(device_bytes=layout.row_bytes(rows))
-        if own_slots:
-            memory += ReceivedCounts.memory(shape.layers, topology.slots_per_rank, rows)
-        landing_bytes = layout.row_bytes(rows)
-        if device_group:
-            gather = DeviceGather.memory(layout, topology.ranks, own_slots=own_slots)
-            landing_bytes = gather.device_bytes - layout.row_bytes()
-            exchange = DeviceExchange.memory(layout, topology.ranks, own_slots=own_slots)
-            memory += gather + exchange
-        else:
-            memory += HostExchange.memory(layout)
-        return memory + SnapshotRing.memory(layout.row_bytes(rows), landing_bytes, BUFFERS)
+        heat = memory_of_heat(
+            shape,
+            topology,
+            source,
+            micro_batches=micro_batches,
+            aside=queues_work and not inline,
+            on_device=device_group,
+        )
+        return heat + Heartbeat.memory(topology.ranks, HeatGather.header_words)
 
     def count_ids(
         self,
@@ -368,16 +343,11 @@ def _check_arguments(source: str, window_steps: int, slices: int, micro_batches:
         raise ValueError(f"micro_batches={micro_batches} is below 1: a step has at least one batch")
 
 
-def _layout(shape: MoEShape, topology: Topology, source: Source) -> TotalsLayout:
-    slots = {"ids": 0, "received": topology.slots_per_rank, "mapped": topology.slots}
-    return TotalsLayout(shape, slots[source])
-
-
 def _link_of(group: dist.ProcessGroup | Link | None) -> Link | None:
     return GroupLink(group) if isinstance(group, dist.ProcessGroup) else group
 
 
-def _device_group_of(group: dist.ProcessGroup | DeviceGroup) -> DeviceGroup:
+def _device_group_of(group: dist.ProcessGroup | DeviceGroup | None) -> DeviceGroup | None:
     return TorchDeviceGroup(group) if isinstance(group, dist.ProcessGroup) else group
 
 

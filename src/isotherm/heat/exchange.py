@@ -85,11 +85,11 @@ class HostExchange:
         if not self._layout.slot_words:
             return None
         loads_W, self._loads_W = self._loads_W, np.zeros_like(self._loads_W)
-        narrow_W = loads_W.astype(np.int32) if largest <= _INT32_MAX else None
+        fits = largest <= _INT32_MAX
+        wire_W: Int32Array | Int64Array = loads_W.astype(np.int32) if fits else loads_W
         if self._own_slots:
-            gathered_GW = link.all_gather(loads_W if narrow_W is None else narrow_W)
-            return gathered_GW.reshape(ranks, layers, -1).transpose(1, 0, 2).astype(np.int64)
-        wire_W = loads_W if narrow_W is None else narrow_W
+            gathered_GW = link.all_gather(wire_W).astype(np.int64)
+            return gathered_GW.reshape(ranks, layers, -1).transpose(1, 0, 2)
         link.all_reduce(wire_W)
         return wire_W.astype(np.int64).reshape(layers, ranks, -1)
 

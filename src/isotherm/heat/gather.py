@@ -11,7 +11,7 @@ import numpy as np
 from isotherm.arrays import Int32Array, Int64Array
 from isotherm.control import Link, Span, no_span
 from isotherm.heat.exchange import Exchange
-from isotherm.heat.snapshots import Snapshot, SnapshotRing
+from isotherm.heat.snapshots import BUFFERS, Snapshot, SnapshotRing
 from isotherm.streams import Backend
 from isotherm.topology import MoEShape
 from isotherm.window import KINDS, HeatWindow
@@ -39,6 +39,8 @@ class HeatGather:
     than some rank's oldest can never be common and are dropped; totals run on, so nothing is lost.
     """
 
+    header_words = _WORDS * BUFFERS
+
     def __init__(
         self,
         shape: MoEShape,
@@ -50,7 +52,6 @@ class HeatGather:
         deliver: Callable[[HeatWindow], None],
         span: Span = no_span,
     ) -> None:
-        self.header_words = _WORDS * ring.buffers
         self._shape = shape
         self._ring = ring
         self._exchange = exchange

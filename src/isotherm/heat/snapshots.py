@@ -55,18 +55,16 @@ class SnapshotRing:
         backend: Backend,
         *,
         gather: DeviceGather | None = None,
-        buffers: int = BUFFERS,
         span: Span = no_span,
     ) -> None:
         self._totals = totals
         self._gather = gather
         self._span = span
-        self.buffers = buffers
         rows_MW = totals.rows_MW
         landing = tuple(rows_MW.shape) if gather is None else (gather.words,)
         made = [
             _Buffer(torch.zeros_like(rows_MW), backend.pinned_empty(landing, rows_MW.dtype))
-            for _ in range(buffers)
+            for _ in range(BUFFERS)
         ]
         self._free = backend.handoff(made)
         self._taken = backend.handoff(list[Snapshot]())
@@ -74,9 +72,9 @@ class SnapshotRing:
         self.skipped = 0
 
     @staticmethod
-    def memory(row_bytes: int, landing_bytes: int, buffers: int = BUFFERS) -> Memory:
+    def memory(row_bytes: int, landing_bytes: int) -> Memory:
         """The buffers: each holds all rows on the device, and on the host what lands."""
-        return Memory(device_bytes=buffers * row_bytes, pinned_bytes=buffers * landing_bytes)
+        return Memory(device_bytes=BUFFERS * row_bytes, pinned_bytes=BUFFERS * landing_bytes)
 
     def try_take(self, step: int, tokens_K: tuple[int, ...], main: Stream, side: Stream | None) -> bool:
         """Enqueues a copy of the totals, each row behind what its stream has counted so far, and from there
