@@ -7,8 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from heat_ranks import beat_all, in_threads, make_ranks
 from isotherm import HeatCollector, MoEShape, PeerMismatchError, Topology
 from isotherm.streams import forward_waits
+from isotherm.streams.host import HostBackend
+from memory_link import memory_links
 from ranks import run_ranks
 
 SHAPE = MoEShape(3, 8, 2, layer_ids=(1, 2, 5))
@@ -25,11 +28,17 @@ def wait_for_gather(collector):
         time.sleep(0.001)
 
 
-def collect_ids(rank, ranks, inline):
+def collect_ids(rank, ranks, inline, on_device):
     """Each rank counts its own ids; padding and dummy steps between them."""
     group = dist.new_group(backend="gloo")
     collector = HeatCollector(
-        SHAPE, make_topology(ranks), group, window_steps=8, inline=inline, heartbeat_seconds=0.002
+        SHAPE,
+        make_topology(ranks),
+        group,
+        window_steps=8,
+        inline=inline,
+        device_group=dist.new_group(backend="gloo") if on_device else None,
+        heartbeat_seconds=0.002,
     )
     rng = np.random.default_rng(rank)
     heat = np.zeros((STEPS, 2, 3, 8), np.int64)
@@ -50,9 +59,12 @@ def collect_ids(rank, ranks, inline):
     return heat, windows, forward_waits()
 
 
-@pytest.mark.parametrize(("ranks", "inline"), [(2, False), (3, True), (4, False)])
-def test_ids_are_counted_exactly_and_alike_on_every_rank(tmp_path, ranks, inline):
-    results = run_ranks(collect_ids, ranks, tmp_path, ranks, inline)
+@pytest.mark.parametrize(
+    ("ranks", "inline", "on_device"),
+    [(2, False, False), (3, True, False), (4, False, False), (3, False, True), (2, True, True)],
+)
+def test_ids_are_counted_exactly_and_alike_on_every_rank(tmp_path, ranks, inline, on_device):
+    results = run_ranks(collect_ids, ranks, tmp_path, ranks, inline, on_device)
     heat = sum(result[0] for result in results)
     for _, windows, waits in results:
         assert waits == (STEPS if inline else 0)
@@ -65,11 +77,20 @@ def test_ids_are_counted_exactly_and_alike_on_every_rank(tmp_path, ranks, inline
         ]
 
 
-def collect_received(rank, borrowed, cumulative):
+def collect_received(rank, borrowed, cumulative, on_device, inline):
     """Each rank counts what its slots received; the engine then overwrites what it lent."""
     group = dist.new_group(backend="gloo")
     topology = make_topology(2)
-    collector = HeatCollector(SHAPE, topology, group, source="received", window_steps=8)
+    collector = HeatCollector(
+        SHAPE,
+        topology,
+        group,
+        source="received",
+        window_steps=8,
+        inline=inline,
+        device_group=dist.new_group(backend="gloo") if on_device else None,
+        heartbeat_seconds=0.002,
+    )
     rng = np.random.default_rng(rank)
     slots = np.zeros((3, topology.slots_per_rank), np.int64)
     for _ in range(8):
@@ -82,23 +103,126 @@ def collect_received(rank, borrowed, cumulative):
                 given.fill_(10**6)
         collector.end_step(num_tokens=5)
         wait_for_gather(collector)
-    windows = [collector.poll()]
+    window = collector.poll()
     assert collector.poll() is None
     collector.close()
-    return slots, sum(w.slot_load_LGS for w in windows), sum(w.heat_LE for w in windows)
+    return slots, window
 
 
-@pytest.mark.parametrize(("borrowed", "cumulative"), [(True, False), (False, True)])
-def test_received_counts_are_folded_to_the_experts_of_their_slots(tmp_path, borrowed, cumulative):
-    results = run_ranks(collect_received, 2, tmp_path, borrowed, cumulative)
-    slots_LGS = np.stack([result[0] for result in results], axis=1)
+@pytest.mark.parametrize(
+    ("borrowed", "cumulative", "on_device", "inline"),
+    [
+        (True, False, False, False),
+        (False, True, False, False),
+        (False, False, True, False),
+        (True, True, False, True),
+        (False, True, True, True),
+    ],
+)
+def test_received_counts_are_folded_to_the_experts_of_their_slots(
+    tmp_path, borrowed, cumulative, on_device, inline
+):
+    results = run_ranks(collect_received, 2, tmp_path, borrowed, cumulative, on_device, inline)
+    slots_LGS = np.stack([slots for slots, _ in results], axis=1)
     heat_LE = np.zeros((3, 8), np.int64)
     flat_LP = slots_LGS.reshape(3, -1)
     for slot in range(flat_LP.shape[1]):
         heat_LE[:, slot % 8] += flat_LP[:, slot]
-    for _, loads_LGS, heat in results:
-        assert (loads_LGS == slots_LGS).all()
-        assert (heat == heat_LE).all()
+    for _, window in results:
+        assert (window.slot_load_LGS == slots_LGS).all()
+        assert (window.heat_LE == heat_LE).all()
+        assert window.tokens_K.tolist() == [80, 0]
+
+
+@pytest.mark.parametrize("source", ["ids", "received"])
+def test_inline_gives_the_same_windows_bit_for_bit(source):
+    """The same traffic, with a side stream and without: the same bytes of the same windows."""
+
+    def windows_of(inline):
+        (link,) = memory_links(1)
+        topology = Topology(ranks=1, slots_per_rank=9)
+        collector = HeatCollector(
+            SHAPE, topology, link, source=source, window_steps=4, inline=inline, heartbeat_seconds=0.001
+        )
+        rng = np.random.default_rng(3)
+        for _ in range(24):
+            for layer in range(3):
+                if source == "ids":
+                    collector.count_ids(layer, torch.from_numpy(rng.integers(-1, 8, (9, 2))), num_decode=2)
+                else:
+                    counts = torch.from_numpy(rng.integers(0, 9, 9))
+                    collector.count(layer, counts, borrowed=False, kind="decode")
+            collector.end_step(num_tokens=9, num_decode=2)
+            while collector.step % 2 == 0 and collector.gathered_step < collector.step:
+                time.sleep(0.0005)
+        found = []
+        while (window := collector.poll()) is not None:
+            found.append(window)
+        collector.close()
+        return found
+
+    aside, inline = windows_of(False), windows_of(True)
+    assert len(aside) == len(inline) == 6
+    for ours, theirs in zip(aside, inline, strict=True):
+        assert ours.slice_steps == theirs.slice_steps
+        assert ours.heat_KSLE.tobytes() == theirs.heat_KSLE.tobytes()
+        assert ours.tokens_K.tobytes() == theirs.tokens_K.tobytes()
+        if source == "received":
+            assert ours.slot_load_LGS.tobytes() == theirs.slot_load_LGS.tobytes()
+
+
+def test_a_window_is_one_line_of_the_log(caplog):
+    caplog.set_level("DEBUG", logger="isotherm")
+    (rank,) = make_ranks(1, source="ids", window_steps=1)
+    for _ in range(3):
+        rank.end_step(7)
+        beat_all([rank])
+    lines = [record.message for record in caplog.records if record.levelname == "DEBUG"]
+    assert lines == [
+        f"isotherm: window of steps {step} to {step + 1}, heat (2, 1, 2, 4), 7 tokens" for step in range(3)
+    ]
+    rank.close()
+
+
+class CountingBackend(HostBackend):
+    """Notes every side stream that is made, and what is submitted to it."""
+
+    queues_work = True
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def side_stream(self, name):
+        stream = super().side_stream(name)
+        submit, self.made = stream.submit, [*self.made, (name, [])]
+        notes = self.made[-1][1]
+
+        class Noting:
+            def submit(self, work, **accesses):
+                notes.append(work.__qualname__)
+                submit(work, **accesses)
+
+            def __getattr__(self, attribute):
+                return getattr(stream, attribute)
+
+        return Noting()
+
+
+def test_counting_and_gathering_share_the_one_side_stream():
+    backend = CountingBackend()
+    ranks = make_ranks(2, source="received", on_device=True, backend=backend)
+    assert [name for name, _ in backend.made] == ["heat", "heat"]  # one for each of the two collectors
+    for rank in ranks:
+        rank.collector.count(0, torch.ones(4, dtype=torch.int64), borrowed=False)
+    in_threads([rank.end_step for rank in ranks])
+    beat_all(ranks)
+    for _, notes in backend.made:
+        text = " ".join(notes)
+        for what in ("hand_over", "fold", "DeviceGather.submit", "land"):
+            assert what in text, f"{what} did not run on the side stream: {notes}"
+    for rank in ranks:
+        rank.close()
 
 
 def build_differently(rank):
