@@ -15,6 +15,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
+
+# What `isotherm bench` can measure.
+BENCHES := heat
 
 # The floors of pyproject.toml.
 OLDEST := numpy==1.26.4 numba==0.65.0
@@ -33,11 +37,12 @@ endif
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint format clean
+.PHONY: help demo test test-oldest bench lint format clean
 
 help:
 	@echo "make demo         set up, then balance a small MoE model live      DEMO_ARGS='--ranks 4'"
 	@echo "make test         set up, then run every test                      TEST_ARGS='-k planner'"
+	@echo "make bench        measure what Isotherm costs here, beside its targets"
 	@echo "make lint         ruff, mypy and the layers"
 	@echo "make format       let ruff format the code and repair what it can"
 	@echo "make test-oldest  planner and router on the oldest numpy and numba"
@@ -53,6 +58,14 @@ test: .venv/.dev-stamp
 
 test-oldest: .venv-oldest/.stamp
 	@.venv-oldest/bin/python -m pytest tests/planner tests/router tests/mover $(TEST_ARGS)
+
+# Exit 0 once everything was measured, whatever falls short: times are the machine's.
+bench: .venv/.demo-stamp
+	@mkdir -p build/bench
+	@for name in $(BENCHES); do \
+		$(BIN)/isotherm bench $$name --json $(BENCH_ARGS) > build/bench/$$name.json || exit; \
+	done
+	@$(BIN)/python -m isotherm.bench $(BENCHES:%=build/bench/%.json)
 
 lint: .venv/.dev-stamp
 	$(BIN)/ruff check

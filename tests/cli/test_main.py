@@ -2,13 +2,17 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from isotherm.bench.figures import Figure, Report, Section, Target
 from isotherm.cli.doctor import collect_doctor_report, render_doctor
+from isotherm.cli.main import main
 from isotherm.streams import backend_for
 from isotherm.testing.streams_contract import CHECKS
 
@@ -78,7 +82,7 @@ def test_without_torch_the_doctor_says_what_is_missing_and_how_to_get_it():
     assert "missing: pip install 'isotherm[transformers]'" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("doctor", "--streams"), ("demo",)])
+@pytest.mark.parametrize("arguments", [("doctor", "--streams"), ("demo",), ("bench", "heat")])
 def test_without_torch_what_needs_it_ends_in_one_message(arguments):
     done = without_torch(*arguments)
     assert done.returncode == 2
@@ -103,12 +107,12 @@ def test_planning_needs_no_torch():
 
 
 def test_wrong_use_is_2_and_help_has_examples():
-    for arguments in ((), ("demo", "--step", "5"), ("doctor", "--stream"), ("dance",)):
+    for arguments in ((), ("demo", "--step", "5"), ("doctor", "--stream"), ("bench", "cold"), ("dance",)):
         done = run(*arguments)
         assert done.returncode == 2, arguments
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
-        assert "isotherm --help" in done.stderr
+        assert re.search(r"isotherm (bench )?--help", done.stderr)
     helped = run("demo", "--help")
     assert helped.returncode == 0
     assert "isotherm demo --ranks 4 --steps 80" in " ".join(helped.stdout.split())
@@ -123,3 +127,24 @@ def test_a_reader_that_leaves_is_no_fault():
     doctor.stderr.close()
     assert doctor.wait(timeout=60) == 0, errors
     assert errors == ""
+
+
+def test_bench_prints_json_alone_and_says_what_it_measures_on_stderr(monkeypatch, capsys):
+    asked = []
+
+    def measure_heat(*, quick, tell):
+        asked.append(quick)
+        tell("measuring ...")
+        section = Section("Some", "as measured", (Figure.exact("a row", "a column", "µs", 3.0),))
+        return Report("heat", {"CPUs": "2"}, 1.0, (replace(section, targets=(Target("it", 3.0, 2.0),)),))
+
+    monkeypatch.setattr("isotherm.bench.heat.measure_heat", measure_heat)
+    assert main(["bench", "heat", "--json", "--quick"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["targets"] == [{"name": "it", "value": 3.0, "limit": 2.0, "ok": False}]
+    assert printed.err == "measuring ...\n"
+    assert main(["bench", "heat"]) == 0
+    printed = capsys.readouterr()
+    assert "falls short: heat: it: 3, to be at most 2" in printed.out
+    assert printed.err == "measuring ...\n"
+    assert asked == [True, False]

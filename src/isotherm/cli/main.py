@@ -12,10 +12,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import tyro
 
+from isotherm.bench.options import BenchOptions
 from isotherm.demo.options import DemoOptions
 from isotherm.errors import IsothermError
 
@@ -46,8 +47,10 @@ def _subcommand(name: str, options: type) -> Any:
 
 _Command = (
     Annotated[DemoOptions, _subcommand("demo", DemoOptions)]
+    | Annotated[BenchOptions, _subcommand("bench", BenchOptions)]
     | Annotated[DoctorOptions, _subcommand("doctor", DoctorOptions)]
 )
+_Options: TypeAlias = DemoOptions | BenchOptions | DoctorOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _tell_fault()
 
 
-def _parse(arguments: Sequence[str]) -> DemoOptions | DoctorOptions:
-    options: DemoOptions | DoctorOptions = tyro.cli(
+def _parse(arguments: Sequence[str]) -> _Options:
+    options: _Options = tyro.cli(
         _Command,
         prog="isotherm",
         description="Keeps the ranks of an expert-parallel MoE engine at the same temperature.",
@@ -82,9 +85,13 @@ def _parse(arguments: Sequence[str]) -> DemoOptions | DoctorOptions:
     return options
 
 
-def _run(options: DemoOptions | DoctorOptions, arguments: Sequence[str]) -> int:
+def _run(options: _Options, arguments: Sequence[str]) -> int:
     if isinstance(options, DoctorOptions):
         return _doctor(options)
+    if isinstance(options, BenchOptions):
+        from isotherm.cli.bench import run_bench
+
+        return run_bench(options)
     return _demo(options, arguments[1:])
 
 

@@ -1,0 +1,1 @@
+"""What `isotherm bench` measures: each measurement in a file of its own, all that is compared in one run."""

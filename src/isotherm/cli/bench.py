@@ -1,0 +1,36 @@
+"""`isotherm bench`: runs a benchmark and shows what it found."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+
+from rich.console import Console
+
+from isotherm.bench.options import BenchOptions
+from isotherm.errors import MissingExtraError
+
+
+def run_bench(options: BenchOptions) -> int:
+    """Runs the benchmark that ``options`` name; the exit code: 0, whatever its targets say.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+        RuntimeError: a process of the benchmark failed.
+    """
+    if find_spec("torch") is None:
+        raise MissingExtraError("torch", "torch")
+    from isotherm.bench.heat import measure_heat
+    from isotherm.bench.show import show_report, show_shortfalls, wide_console
+
+    stderr = Console(stderr=True, highlight=False)
+    report = measure_heat(quick=options.quick, tell=stderr.print)
+    if options.json:
+        json.dump(report.as_dict(), sys.stdout)
+        sys.stdout.write("\n")
+        return 0
+    console = wide_console()
+    show_report(report, console)
+    show_shortfalls([report], console)
+    return 0
