@@ -202,6 +202,17 @@ def test_quiet_rounds_double_the_pause_until_something_happens():
     assert found == pytest.approx([*quiet, *[0.1, 0.2, 0.4, 0.5], *[0.1, 0.2, 0.4, 0.5]])
 
 
+def test_a_poke_on_one_rank_shortens_the_pauses_of_all():
+    links = memory_links(2)
+    hearts = [Heartbeat(link, [], interval_seconds=0.1, idle_seconds=0.5) for link in links]
+    gates = [Gate(heart, pokes, 6) for heart, pokes in zip(hearts, [{3}, set()], strict=True)]
+    for heart, gate in zip(hearts, gates, strict=True):
+        heart._gate = gate
+    in_threads([heart._run for heart in hearts])
+    for gate in gates:
+        assert gate.pauses == pytest.approx([0.1, 0.2, 0.4, 0.1, 0.2, 0.4])
+
+
 def test_an_interval_above_the_idle_pause_stays_what_it_is():
     assert pauses(set(), set(), 3, interval_seconds=2.0, idle_seconds=1.0) == [2.0] * 3
 
@@ -222,7 +233,7 @@ def test_an_idle_rank_sends_next_to_nothing():
 
     heart._gate = Clock(heart, (), 0)
     heart._run()
-    assert link.sent_bytes == heart.rounds * 8 * (4 + 16)
+    assert link.sent_bytes == heart.rounds * 8 * (5 + 16)
     assert 10 < heart.rounds < 40
     assert link.sent_bytes < 16 * 1024
 

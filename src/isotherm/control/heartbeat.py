@@ -38,8 +38,8 @@ class Participant(Protocol):
         """
 
 
-_ROUND, _CLOSING, _FAILED, _STEP = range(4)
-_BASE_WORDS = 4
+_ROUND, _CLOSING, _FAILED, _POKED, _STEP = range(5)
+_BASE_WORDS = 5
 
 
 class Heartbeat:
@@ -47,8 +47,8 @@ class Heartbeat:
 
     ``beat()`` makes one round on the calling thread. ``start()`` makes them on a thread of its own until
     every rank has asked to close. Rounds are ``interval_seconds`` apart while there is something to do;
-    each round in which no participant had anything, and nobody poked, doubles the pause up to
-    ``idle_seconds``.
+    each round in which no participant had anything, and no rank had been poked, doubles the pause up to
+    ``idle_seconds``. All ranks read that alike, so none is left waiting for the long pause of another.
 
     When a participant raises on one rank, that rank says so in its headers: every rank logs it once, calls
     ``on_failure``, and no participant acts any more on any rank. Rounds go on, so all can close. When the
@@ -92,7 +92,8 @@ class Heartbeat:
         self._closing = False
         self._failed = False  # on this rank
         self._resting = False  # after a failure on any rank
-        self._busy = False
+        self._poked = True  # since the last header
+        self._quiet = False
         self._thread: threading.Thread | None = None
         self.rounds = 0
 
@@ -120,7 +121,8 @@ class Heartbeat:
         self._check_rounds(headers_GW[:, _ROUND])
         self._read_failures(headers_GW[:, _FAILED])
         self._steps.see(headers_GW[:, _STEP])
-        self._busy = not self._resting and self._act()
+        busy = not self._resting and self._act()
+        self._quiet = not (busy or headers_GW[:, _POKED].any())
         self.rounds += 1
         if not headers_GW[:, _CLOSING].all():
             return True
@@ -133,8 +135,8 @@ class Heartbeat:
         self._thread.start()
 
     def poke(self) -> None:
-        """Makes the next round come at once, and those after it soon. Never waits. Pokes that come before
-        that round are one."""
+        """Makes this rank ready for the next round at once, and the pauses after it short on every rank.
+        Never waits. Pokes that come before that round are one."""
         try:
             self._gate.release()
         except RuntimeError:  # it was open
@@ -161,12 +163,11 @@ class Heartbeat:
     def _run(self) -> None:
         shortest, longest = self._pauses
         pause = shortest
-        poked = True
         try:
             while self.beat():
-                pause = shortest if self._busy or poked else min(2 * pause, longest)
+                pause = min(2 * pause, longest) if self._quiet else shortest
                 # A rank that closes is paced by those that do not.
-                poked = self._gate.acquire(timeout=0 if self._closing else pause)
+                self._poked = self._gate.acquire(timeout=0 if self._closing else pause)
         except BaseException as error:
             logger.exception("isotherm: the heartbeat of rank %d stopped", self._link.rank)
             if not (self._failed or self._resting):
@@ -177,6 +178,7 @@ class Heartbeat:
         self._words_W[_CLOSING] = self._closing
         self._words_W[_STEP] = self._step()
         self._words_W[_ROUND] = self.rounds
+        self._words_W[_POKED] = self._poked
         first = _BASE_WORDS
         for participant in self._participants:
             behind = first + participant.header_words
