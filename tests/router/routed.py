@@ -5,6 +5,7 @@ import torch
 
 from isotherm.placement import Placement
 from isotherm.router import Router, RoutingTables
+from isotherm.router.layout import TablesLayout
 from isotherm.router.rounding import MASK, RANK_STRIDE, rounding_base
 from isotherm.streams import backend_for
 
@@ -40,6 +41,14 @@ def random_ids(rng, tokens, experts, top_k, dtype=torch.int64):
     ids[rng.random(ids.shape) < 0.05] = -1
     ids[rng.random(ids.shape) < 0.02] = experts + int(rng.integers(3))
     return torch.from_numpy(ids).to(dtype)
+
+
+def layer_tables(tables, layer):
+    """One layer's tables as a router holds them on a device."""
+    layout = TablesLayout.of(tables, on_host=False)
+    block = torch.empty(layout.nbytes, dtype=torch.uint8)
+    layout.fill(block, tables)
+    return layout.views(block).layer(layer)
 
 
 class Counted:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routed import Counted, oracle, random_ids, random_tables
+from routed import Counted, layer_tables, oracle, random_ids, random_tables
 
 from isotherm.placement import Placement
 from isotherm.router import Router, RoutingTables, device, kernels, warm_up
@@ -87,14 +87,13 @@ def test_the_torch_operations_are_equal_bit_for_bit(case, as_tensors):
     ids = random_ids(rng, tokens, experts, 3)
     scalars = random_scalars(rng, tokens)
     counted = Counted(tables, 5, micro_batches=2)
-    base = rounding_base(1, scalars["step"], 5, scalars["micro_batch"])
-    numbers = [scalars["first_token"], scalars["num_tokens"], scalars["num_decode"]]
+    base = rounding_base(1, 0, 5, scalars["micro_batch"])
+    numbers = [scalars[name] for name in ("step", "first_token", "num_tokens", "num_decode")]
     if as_tensors:
         numbers = [torch.tensor([number]) for number in numbers]
     lane = scalars["micro_batch"]
-    offsets_E1, slots_P, ends_P = (torch.from_numpy(array[1].copy()) for array in tables.arrays)
     counts = counted.heat[lane, :, 1], counted.received[lane, 1]
-    chosen = device.map_and_count(ids, *numbers, base, offsets_E1, slots_P, ends_P, *counts)
+    chosen = device.map_and_count(ids, numbers, base, layer_tables(tables, 1), *counts)
     assert_counted(counted, ids, chosen, **scalars)
 
 

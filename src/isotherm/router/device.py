@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
-from isotherm.router.rounding import MASK, RANK_STRIDE
+from isotherm.router.layout import LayerTables
+from isotherm.router.rounding import MASK, RANK_STRIDE, STEP_STRIDE
+
+Numbers = torch.Tensor | Sequence[int | torch.Tensor]
+"""Step, first_token, num_tokens, num_decode: one tensor, int64 [4], or four, each a number or a tensor of one
+integer; tensors lie on the device of the ids, and the host does not read them."""
 
 
 def map_and_count(
     ids_TK: torch.Tensor,
-    first_token: int | torch.Tensor,
-    num_tokens: int | torch.Tensor,
-    num_decode: int | torch.Tensor,
-    base: int | torch.Tensor,
-    offsets_E1: torch.Tensor,
-    slots_P: torch.Tensor,
-    ends_P: torch.Tensor,
+    numbers: Numbers,
+    base: int,
+    tables: LayerTables,
     heat_KE: torch.Tensor,
     received_P: torch.Tensor,
 ) -> torch.Tensor:
-    """Slots for ``ids_TK``, same shape and dtype; counts are added in place. No host synchronisation,
-    whether the scalars are numbers or tensors of one element on the device.
+    """Slots for ``ids_TK``, same shape and dtype; counts are added in place. No host synchronisation.
+
+    ``base`` is that of step 0.
 
     Bit for bit what the CPU kernel gives. The ordinal of a pair among those of its expert comes from a
     stable sort by expert; its replica from a search in the rows of all experts at once.
     """
+    step, first_token, num_tokens, num_decode = _unpacked(numbers)
+    offsets_E1, slots_P, ends_P, _, _ = tables
     experts = len(offsets_E1) - 1
     flat = ids_TK.reshape(-1).long()
     valid = (flat >= 0) & (flat < experts)
@@ -40,16 +47,16 @@ def map_and_count(
     rows_P = torch.arange(len(slots_P), device=flat.device)
     # Empty slots lie behind the last expert's row, and so does what searches for no expert.
     expert_P = torch.searchsorted(offsets_E1.long(), rows_P, right=True) - 1
-    offset_P = (base + expert_P * RANK_STRIDE) & MASK
+    offset_P = (base + step * STEP_STRIDE + expert_P * RANK_STRIDE) & MASK
     limit_P = (ends_P * count_E[expert_P.clamp_max(experts - 1)] + offset_P) >> 32
     stride = flat.numel() + 1
     row = torch.searchsorted(expert_P * stride + limit_P, key * stride + ordinal, right=True)
     chosen = slots_P[row.clamp_max(len(slots_P) - 1)].long()
     slots = torch.where(valid, chosen, -1)
 
-    real, decode = rows_of(ids_TK, first_token, num_tokens, num_decode)
-    real &= valid
-    decode &= valid
+    token = torch.arange(len(flat), device=flat.device) // max(ids_TK.shape[1], 1) - first_token
+    real = valid & (token >= 0) & (token < num_tokens)
+    decode = real & (token < num_decode)
     index = key.clamp_max(experts - 1)
     heat_KE[1].scatter_add_(0, index, decode.to(heat_KE.dtype))
     heat_KE[0].scatter_add_(0, index, (real & ~decode).to(heat_KE.dtype))
@@ -57,14 +64,5 @@ def map_and_count(
     return slots.view(ids_TK.shape).to(ids_TK.dtype)
 
 
-def rows_of(
-    ids_TK: torch.Tensor,
-    first_token: int | torch.Tensor,
-    num_tokens: int | torch.Tensor,
-    num_decode: int | torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each pair, flat: whether its row is a real token, and whether it is a decode token."""
-    pairs = torch.arange(ids_TK.numel(), device=ids_TK.device)
-    row = pairs // max(ids_TK.shape[1], 1) - first_token
-    real = (row >= 0) & (row < num_tokens)
-    return real, real & (row < num_decode)
+def _unpacked(numbers: Numbers) -> list[Any]:
+    return [number.reshape(()) if isinstance(number, torch.Tensor) else number for number in numbers]

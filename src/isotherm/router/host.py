@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import torch
 
 from isotherm.arrays import Int64Array
+from isotherm.jit import entry
 from isotherm.router import kernels
-from isotherm.router.layout import TableViews
+from isotherm.router.layout import LayerTables, TableViews
 from isotherm.router.rounding import rounding_base
 
 _COUNTS = (kernels.SEEN_E, kernels.FIRST_E, kernels.MIDDLE_E, kernels.STOP_E, kernels.ROW_E)
 
 
+class Scratch:
+    """What a kernel writes to and leaves zero: of one lane, so that two threads may map two micro-batches at
+    once."""
+
+    def __init__(self, experts: int, slots: int) -> None:
+        self._counts_CE = np.zeros((len(_COUNTS), experts), np.int32)
+        self._states_E = np.zeros(experts, np.int64)
+        self._lengths_P = np.zeros(slots, np.int32)
+
+    @staticmethod
+    def nbytes(experts: int, slots: int) -> int:
+        return (4 * len(_COUNTS) + 8) * experts + 4 * slots
+
+    def name(self, words_W: Int64Array) -> None:
+        """Writes its addresses into the words of a call."""
+        for word, counts_E in zip(_COUNTS, self._counts_CE, strict=True):
+            words_W[word] = counts_E.ctypes.data
+        words_W[kernels.STATE_E] = self._states_E.ctypes.data
+        words_W[kernels.LENGTH_P] = self._lengths_P.ctypes.data
+
+
 class HostCalls:
-    """For each lane and layer the words of a call (`kernels`), and for each lane the kernel's scratch, so
-    that two threads may map two micro-batches at once.
+    """For each lane and layer the words of a call (`kernels`), and for each lane the kernel's scratch.
 
     ``addresses`` [micro_batches][layers] are those of the words, for the kernel.
     """
@@ -24,40 +48,64 @@ class HostCalls:
         self, views: TableViews, rank: int, heat_MKLE: torch.Tensor, received_MLP: torch.Tensor
     ) -> None:
         micro_batches, layers, slots = received_MLP.shape
-        experts = heat_MKLE.shape[3]
-        # Zero between any two calls, as the kernel expects and leaves it.
-        self._counts_MCE = np.zeros((micro_batches, len(_COUNTS), experts), np.int32)
-        self._states_ME = np.zeros((micro_batches, experts), np.int64)
-        self._lengths_MP = np.zeros((micro_batches, slots), np.int32)
         self._words_MLW = np.zeros((micro_batches, layers, kernels.WORDS), np.int64)
-        self._owned = views, heat_MKLE, received_MLP
-        for lane in range(micro_batches):
-            for layer in range(layers):
-                words_W = self._words_MLW[lane, layer]
-                words_W[kernels.EXPERTS], words_W[kernels.SLOTS] = experts, slots
+        self._scratch = [Scratch(heat_MKLE.shape[3], slots) for _ in range(micro_batches)]
+        for lane, scratch in enumerate(self._scratch):
+            for layer, words_W in enumerate(self._words_MLW[lane]):
+                _name_memory(
+                    words_W, views.layer(layer), heat_MKLE[lane, :, layer], received_MLP[lane, layer]
+                )
                 words_W[kernels.BASE] = rounding_base(layer, 0, rank, lane)
-                self._fill_tables(words_W, views, layer)
-                words_W[kernels.PREFILL_E] = heat_MKLE[lane, 0, layer].data_ptr()
-                words_W[kernels.DECODE_E] = heat_MKLE[lane, 1, layer].data_ptr()
-                words_W[kernels.RECEIVED_P] = received_MLP[lane, layer].data_ptr()
-                self._fill_scratch(words_W, lane)
+                scratch.name(words_W)
         self.addresses = [[words_W.ctypes.data for words_W in words_LW] for words_LW in self._words_MLW]
 
     @staticmethod
     def nbytes(layers: int, experts: int, slots: int, micro_batches: int) -> int:
         """Bytes of the words and the scratch."""
-        scratch = (4 * len(_COUNTS) + 8) * experts + 4 * slots
-        return micro_batches * (scratch + 8 * kernels.WORDS * layers)
+        return micro_batches * (Scratch.nbytes(experts, slots) + 8 * kernels.WORDS * layers)
 
-    def _fill_tables(self, words_W: Int64Array, views: TableViews, layer: int) -> None:
-        words_W[kernels.OFFSETS_E1] = views.offsets_LE1[layer].data_ptr()
-        words_W[kernels.SLOTS_P] = views.slots_LP[layer].data_ptr()
-        words_W[kernels.ENDS_P] = views.ends_LP[layer].data_ptr()
-        words_W[kernels.WHOLE_E] = views.whole_LE[layer].data_ptr()
-        words_W[kernels.SPLIT_E1] = views.split_LE1[layer].data_ptr()
 
-    def _fill_scratch(self, words_W: Int64Array, lane: int) -> None:
-        for index, word in enumerate(_COUNTS):
-            words_W[word] = self._counts_MCE[lane, index].ctypes.data
-        words_W[kernels.STATE_E] = self._states_ME[lane].ctypes.data
-        words_W[kernels.LENGTH_P] = self._lengths_MP[lane].ctypes.data
+def map_once(
+    ids_TK: torch.Tensor,
+    state: torch.Tensor,
+    base: int,
+    tables: LayerTables,
+    heat_KE: torch.Tensor,
+    received_P: torch.Tensor,
+) -> torch.Tensor:
+    """The slots of contiguous int64 or int32 ids, counted into these very tensors: for a caller that makes
+    its own, as a compiler may. Words and scratch are made for this call."""
+    words_W = np.zeros(kernels.WORDS, np.int64)
+    scratch = Scratch(len(tables.whole_E), len(tables.slots_P))
+    _name_memory(words_W, tables, heat_KE, received_P)
+    words_W[kernels.BASE] = base
+    scratch.name(words_W)
+    slots_TK = torch.empty_like(ids_TK)
+    tokens, top_k = ids_TK.shape
+    numbers = (int(number) for number in state.numpy())
+    kernel = host_kernels()[ids_TK.dtype]
+    kernel(words_W.ctypes.data, ids_TK.data_ptr(), slots_TK.data_ptr(), tokens, top_k, *numbers)
+    return slots_TK
+
+
+@cache
+def host_kernels() -> dict[torch.dtype, Callable[..., None]]:
+    """The CPU's kernels, compiled or loaded from numba's cache at the first call."""
+    return {torch.int64: entry(kernels.map_int64), torch.int32: entry(kernels.map_int32)}
+
+
+def _name_memory(
+    words_W: Int64Array,
+    tables: LayerTables,
+    heat_KE: torch.Tensor,
+    received_P: torch.Tensor,
+) -> None:
+    """Writes the addresses of tables and totals into the words of a call."""
+    words_W[kernels.EXPERTS], words_W[kernels.SLOTS] = len(tables.whole_E), len(tables.slots_P)
+    words_W[kernels.OFFSETS_E1] = tables.offsets_E1.data_ptr()
+    words_W[kernels.SLOTS_P] = tables.slots_P.data_ptr()
+    words_W[kernels.ENDS_P] = tables.ends_P.data_ptr()
+    words_W[kernels.WHOLE_E] = tables.whole_E.data_ptr()
+    words_W[kernels.SPLIT_E1] = tables.split_E1.data_ptr()
+    words_W[kernels.PREFILL_E], words_W[kernels.DECODE_E] = heat_KE[0].data_ptr(), heat_KE[1].data_ptr()
+    words_W[kernels.RECEIVED_P] = received_P.data_ptr()

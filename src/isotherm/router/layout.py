@@ -10,6 +10,16 @@ import torch
 from isotherm.router.tables import RoutingTables, fill_whole
 
 
+class LayerTables(NamedTuple):
+    """The tables of one layer."""
+
+    offsets_E1: torch.Tensor
+    slots_P: torch.Tensor
+    ends_P: torch.Tensor
+    whole_E: torch.Tensor
+    split_E1: torch.Tensor
+
+
 class TableViews(NamedTuple):
     """Tables of all layers as tensors: the arrays of `RoutingTables`, and for a CPU what its kernel would
     else find out for each batch (`tables.fill_whole`); elsewhere these have no columns."""
@@ -19,6 +29,9 @@ class TableViews(NamedTuple):
     ends_LP: torch.Tensor
     whole_LE: torch.Tensor
     split_LE1: torch.Tensor
+
+    def layer(self, layer: int) -> LayerTables:
+        return LayerTables(*(table[layer] for table in self))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
 import torch
 
-from isotherm.jit import entry
-from isotherm.router import device as device_ops
-from isotherm.router import kernels
-from isotherm.router.host import HostCalls
+from isotherm.router import ops
+from isotherm.router.host import HostCalls, host_kernels
 from isotherm.router.layout import TablesLayout
 from isotherm.router.rounding import rounding_base
 from isotherm.router.staging import BUFFERS, Staged, Staging
@@ -46,6 +40,7 @@ class Router:
         received_MLP: torch.Tensor,
     ) -> None:
         self._rank = rank
+        self._heat_MKLE, self._received_MLP = heat_MKLE, received_MLP
         self._slots = tables.slots.shape[1]
         on_host = backend.device.type == "cpu"
         layout = TablesLayout.of(tables, on_host)
@@ -56,19 +51,25 @@ class Router:
         self._staging = Staging(layout, backend)
         views = layout.views(self._block)
         # Views and addresses are made once: making them in each call would cost more than the mapping.
-        self._rows: list[list[Any]] = [
-            [
-                (*(table[layer] for table in views[:3]), heat_KLE[:, layer], received_LP[layer])
-                for layer in range(layout.layers)
-            ]
+        self._rows = [
+            [(views.layer(layer), heat_KLE[:, layer], received_LP[layer]) for layer in range(layout.layers)]
             for heat_KLE, received_LP in zip(heat_MKLE, received_MLP, strict=True)
         ]
         if on_host:
             self._calls = HostCalls(views, rank, heat_MKLE, received_MLP)
             self._addresses = self._calls.addresses
-            self._kernels = _host_kernels()
+            self._kernels = host_kernels()
         else:
             self._kernels = {}
+            self._warm_device()
+
+    def _warm_device(self) -> None:
+        """Compiles what Triton compiles at a first call, now: no token is mapped."""
+        state = torch.zeros(4, dtype=torch.int64, device=self._block.device)
+        for dtype in WARM_DTYPES:
+            ids_TK = torch.empty((0, 1), dtype=dtype, device=self._block.device)
+            self.route(0, ids_TK, step=0, num_tokens=0, num_decode=0)
+            self.route_captured(0, ids_TK, state)
 
     @staticmethod
     def memory(
@@ -161,6 +162,29 @@ class Router:
         )
         return slots_TK
 
+    def route_captured(
+        self, layer: int, ids_TK: torch.Tensor, state: torch.Tensor, *, micro_batch: int = 0
+    ) -> torch.Tensor:
+        """As `route`, for regions that `torch.compile` compiles or a device captures as a graph: one
+        operator, ``isotherm::map_and_count``, that reads what changes from ``state`` at each replay.
+        Elsewhere `route` costs less.
+
+        Args:
+            state: int64 [4] on the ids' device: step, first_token, num_tokens, num_decode. The engine
+                writes to it, in the order of its stream, and never replaces it.
+        """
+        slots_TK: torch.Tensor = ops.map_and_count(
+            self._known(ids_TK),
+            state,
+            self._block,
+            self._heat_MKLE,
+            self._received_MLP,
+            layer,
+            micro_batch,
+            self._rank,
+        )
+        return slots_TK.to(ids_TK.dtype)
+
     def _known(self, ids_TK: torch.Tensor) -> torch.Tensor:
         """Ids as the kernels take them: contiguous, int64 or int32. One for each dtype would be compiled in
         the middle of serving."""
@@ -184,15 +208,9 @@ class Router:
         first_token: int | torch.Tensor,
         micro_batch: int,
     ) -> torch.Tensor:
-        base = rounding_base(layer, step, self._rank, micro_batch)
-        row = self._rows[micro_batch][layer]
-        return device_ops.map_and_count(ids_TK, first_token, num_tokens, num_decode, base, *row)
-
-
-@cache
-def _host_kernels() -> dict[torch.dtype, Callable[..., None]]:
-    """The CPU's kernels, compiled or loaded from numba's cache at the first call."""
-    return {torch.int64: entry(kernels.map_int64), torch.int32: entry(kernels.map_int32)}
+        numbers = (step, first_token, num_tokens, num_decode)
+        base = rounding_base(layer, 0, self._rank, micro_batch)
+        return ops.map_on_device(ids_TK, numbers, base, *self._rows[micro_batch][layer])
 
 
 def _on_host(scalar: int | torch.Tensor) -> int:
@@ -206,6 +224,8 @@ def _check_totals(layout: TablesLayout, heat_MKLE: torch.Tensor, received_MLP: t
         ("heat_MKLE", heat_MKLE, (micro_batches, 2, layout.layers, layout.experts)),
         ("received_MLP", received_MLP, (micro_batches, layout.layers, layout.slots)),
     ):
+        if tensor.stride(-1) != 1 and shape[-1] > 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}: its last axis must have stride 1")
         if tensor.shape != shape or tensor.dtype != torch.int32:
             raise ValueError(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)}, these tables need int32 {shape}: make the "
@@ -215,4 +235,4 @@ def _check_totals(layout: TablesLayout, heat_MKLE: torch.Tensor, received_MLP: t
 
 def warm_up() -> None:
     """Compiles the CPU's kernels, or loads them from numba's cache: once per process, before serving."""
-    _host_kernels()
+    host_kernels()
