@@ -14,12 +14,9 @@ What passes between them is an immutable object stored in one attribute, or an i
 from __future__ import annotations
 
 import logging
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -31,19 +28,17 @@ from isotherm.control import Announcer, GroupLink, Heartbeat, Link, Span, check_
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.errors import IsothermError
+from isotherm.forward import ForwardPath, Number, check_tokens
 from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
 from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Rules, Transport, Weights
 from isotherm.placement import Placement, Plan, digest
 from isotherm.router import Router, RoutingTables, TableShelf
 from isotherm.status import Memory, State, Statistics, TablesInForce
-from isotherm.streams import Backend, Event, Handoff, backend_for, count_wait, forward_path, forward_waits
+from isotherm.streams import Backend, backend_for, count_wait, forward_path, forward_waits
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow, overall_imbalance
 
 logger = logging.getLogger("isotherm")
-
-Number: TypeAlias = int | torch.Tensor
-"""A plain number, or a tensor of one integer on the device."""
 
 
 class Balancer:
@@ -140,6 +135,9 @@ class Balancer:
             received_MLP=self._collector.totals.slots_MLP,
         )
         self._shelf = TableShelf(self._router, self._backend)
+        self._forward = ForwardPath(
+            self._collector, self._router, self._shelf, self._backend, self.config.mode
+        )
         self._mover = self._make_mover(start, weights, transport)
         self._announcer = Announcer(digest, self._on_plan)
         self._heartbeat = Heartbeat(
@@ -155,10 +153,6 @@ class Balancer:
         self._planner = host.main_stream() if self._inline else host.side_stream("planner")
 
     def _make_state(self) -> None:
-        # Left by the engine's thread, picked up by the heartbeat's: (epoch, steps, event behind them).
-        self._ended: Handoff[tuple[int, int, Event]] = self._backend.handoff()
-        self._unfinished: deque[tuple[int, int, Event]] = deque()  # the heartbeat's own
-        self._finished = (0, 0)
         self._planning = False
         self._degraded = False
         self._failures = 0
@@ -168,13 +162,6 @@ class Balancer:
         self._heat_LE: Int64Array | None = None
         self._window_callback: Callable[[HeatWindow], None] | None = None
         self._decision_callback: Callable[[Decision], None] | None = None
-        # The newest only: a server publishes for months.
-        self.tables_in_force = deque([TablesInForce(0, 0)], maxlen=4096)
-        self._mode = self.config.mode
-        self._epoch = 0
-        self._num_tokens: Number = 0
-        self._num_decode: Number = 0
-        self._main_cpu_seconds = 0.0
         self._scope = _StepScope(self)
         self._closed = False
 
@@ -182,7 +169,7 @@ class Balancer:
 
     def step(self, num_tokens: Number, *, num_decode_tokens: Number = 0) -> _StepScope:
         """The scope of one forward pass: `begin_step` and `end_step` around its block."""
-        _check_tokens(num_tokens, num_decode_tokens)
+        check_tokens(num_tokens, num_decode_tokens)
         self._scope.tokens = (num_tokens, num_decode_tokens)
         return self._scope
 
@@ -196,17 +183,8 @@ class Balancer:
         Raises:
             ValueError: more decode tokens than tokens, or a negative number.
         """
-        begun = time.thread_time()
-        _check_tokens(num_tokens, num_decode_tokens)
-        with forward_path():
-            counted = self._mode != "off"
-            self._num_tokens = num_tokens if counted else 0
-            self._num_decode = num_decode_tokens if counted else 0
-            epoch = self._shelf.load_newest()
-            if epoch is not None:
-                self._epoch = epoch
-                self.tables_in_force.append(TablesInForce(self._collector.step, epoch))
-        self._main_cpu_seconds += time.thread_time() - begun
+        check_tokens(num_tokens, num_decode_tokens)
+        self._forward.begin(num_tokens, num_decode_tokens)
 
     def route(
         self,
@@ -231,62 +209,30 @@ class Balancer:
 
         Deterministic given the batch, the step and the tables in force. Never waits.
         """
-        begun = time.thread_time()
-        with forward_path():
-            if self._mode == "off":
-                num_tokens = 0
-            slots = self._router.route(
-                layer,
-                expert_ids,
-                step=self._collector.step,
-                num_tokens=self._num_tokens if num_tokens is None else num_tokens,
-                num_decode=self._num_decode if num_decode_tokens is None else num_decode_tokens,
-                first_token=first_token,
-                micro_batch=micro_batch,
-            )
-        self._main_cpu_seconds += time.thread_time() - begun
-        return slots
+        return self._forward.route(layer, expert_ids, num_tokens, num_decode_tokens, first_token, micro_batch)
 
     def end_step(self) -> None:
         """Ends the forward pass. Never waits, unless the balancer was built with ``inline``."""
-        begun = time.thread_time()
-        with forward_path():
-            self._collector.advance(
-                num_tokens=self._num_tokens,
-                num_decode=self._num_decode,
-                snapshots=self._mode not in ("off", "count"),
-            )
-            event = self._backend.main_stream().record_event()
-            self._ended.put((self._epoch, self._collector.step, event))
-            if self._inline:
+        self._forward.end()
+        if self._inline:
+            with forward_path():
                 count_wait()
                 self._heartbeat.beat()
-            elif self._collector.step % self.config.snapshot_steps == 0:
-                self._heartbeat.poke()
-        self._main_cpu_seconds += time.thread_time() - begun
+        elif self._collector.step % self.config.snapshot_steps == 0:
+            self._heartbeat.poke()
 
     # -- the heartbeat's thread ----------------------------------------------------------------------
-
-    def _steps_finished(self) -> tuple[int, int]:
-        """The newest tables with which a step is seen done on the engine's stream, and the steps done."""
-        self._shelf.retry()
-        while (ended := self._ended.try_take()) is not None:
-            self._unfinished.append(ended)
-        while self._unfinished and self._unfinished[0][2].query():
-            epoch, steps, _ = self._unfinished.popleft()
-            self._finished = (epoch, steps)
-        return self._finished
 
     def _on_window(self, window: HeatWindow) -> None:
         self._windows += 1
         self._imbalance = overall_imbalance(window.load_LG)
         self._heat_LE = window.heat_LE
-        if self._window_callback is not None:
-            self._window_callback(window)
         if self._link.rank == 0 and not self._planning:
             self._planning = True
             ledger = self._mover.ledger
             self._planner.submit(lambda: self._plan(window, ledger))
+        if self._window_callback is not None:
+            self._window_callback(window)
 
     def _on_plan(self, data: bytes) -> None:
         identity, plan = int.from_bytes(data[:8], "little"), Plan.from_bytes(data[8:])
@@ -325,7 +271,7 @@ class Balancer:
             return
         if self._decision_callback is not None:
             self._decision_callback(decision)
-        if decision.plan is None or self._mode not in ("shares", "full"):
+        if decision.plan is None or self._forward.mode not in ("shares", "full"):
             logger.debug("isotherm: step %d: %s", decision.step, decision.reason)
             self._planning = False
             return
@@ -336,7 +282,7 @@ class Balancer:
     def _mind(self, ledger: Ledger) -> Mind:
         return Mind(
             topology=self.topology,
-            config=replace(self.config, mode=self._mode),
+            config=replace(self.config, mode=self._forward.mode),
             placement=ledger.placement,
             shares=ledger.shares,
             settled=ledger.phase is Phase.SETTLED,
@@ -355,6 +301,11 @@ class Balancer:
         return State.PLANNING if self._planning else State.OBSERVING
 
     @property
+    def tables_in_force(self) -> tuple[TablesInForce, ...]:
+        """Which tables this rank routes by, and since which step: the newest changes, oldest first."""
+        return tuple(self._forward.tables_in_force)
+
+    @property
     def placement(self) -> Placement:
         """What the slots hold now; dead ones are empty."""
         return self._mover.ledger.placement
@@ -371,7 +322,7 @@ class Balancer:
         """
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}")
-        self._mode = mode
+        self._forward.mode = mode
 
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
         """Calls ``callback`` with each window, on every rank, off the engine's thread."""
@@ -403,10 +354,10 @@ class Balancer:
         """What the balancer has done so far. Never waits."""
         return Statistics(
             state=self.state,
-            mode=self._mode,
+            mode=self._forward.mode,
             steps=self._collector.step,
             gathered_step=self._collector.gathered_step,
-            epoch=self._epoch,
+            epoch=self._forward.epoch,
             rounds=self._heartbeat.rounds,
             windows=self._windows,
             plans=self._plans,
@@ -415,7 +366,7 @@ class Balancer:
             skipped_snapshots=self._collector.skipped_snapshots,
             failures=self._failures,
             waits=forward_waits(),
-            main_cpu_seconds=self._main_cpu_seconds,
+            main_cpu_seconds=self._forward.main_cpu_seconds,
             imbalance=self._imbalance,
         )
 
@@ -454,7 +405,7 @@ class Balancer:
             transport,
             bytes_per_expert=bytes_per_expert,
             bytes_per_step=self.config.move_bytes_per_step,
-            finished=self._steps_finished,
+            finished=self._forward.finished,
             publish=self._publish,
             span=self._span,
         )
@@ -503,15 +454,6 @@ class _StepScope:
     ) -> None:
         # A step that raised ends too: the ranks' step numbers must not part.
         self._balancer.end_step()
-
-
-def _check_tokens(num_tokens: Number, num_decode_tokens: Number) -> None:
-    if isinstance(num_tokens, torch.Tensor) or isinstance(num_decode_tokens, torch.Tensor):
-        return  # to look at them would be to wait for the device
-    if not 0 <= num_decode_tokens <= num_tokens:
-        raise ValueError(
-            f"num_decode_tokens={num_decode_tokens} must lie between 0 and num_tokens={num_tokens}"
-        )
 
 
 def _device_of(weights: Weights | None) -> torch.device:

@@ -63,7 +63,7 @@ def against_stock(rank):
         padded = float((wanted - ours)[mask.bool()].abs().max())
     engine.dummy_step()
     steps = engine.balancer.statistics().steps
-    heat = engine.balancer._collector.totals.heat_KLE.sum(dim=2).tolist()
+    heat = engine.balancer._collector.totals.heat_MKLE[0].sum(dim=2).tolist()
     tokens = engine.balancer._collector._tokens_K
     engine.close()
     return error, same, padded, steps, heat, tokens, ids.numel()

@@ -19,6 +19,10 @@ class Handoff(Generic[Item]):
     def __init__(self, items: Iterable[Item] = ()) -> None:
         self._items = deque(items)
 
+    def __len__(self) -> int:
+        """Items handed over and not yet taken, at this moment."""
+        return len(self._items)
+
     def put(self, item: Item) -> None:
         """Hands ``item`` over. The giver touches it no more until it comes back."""
         self._items.append(item)
