@@ -16,6 +16,7 @@ from isotherm.bench.traffic import SHAPE
 from isotherm.config import Mode
 from isotherm.heat import HeatCollector
 from isotherm.heat.aside import TorchDeviceGroup
+from isotherm.status import State
 from isotherm.streams import backend_for
 from isotherm.testing.reverted import RevertedHeat
 
@@ -52,53 +53,59 @@ class Arm:
             self.end_step()
 
 
-def plain_arm() -> Arm:
+def plain_arm(name: str) -> Arm:
     """The engine alone."""
-    return Arm("plain", lambda layer, batch: None)
+    return Arm(name, lambda layer, batch: None)
 
 
 def balancer_arm(
-    name: str, mode: Mode, balancer: Balancer, engine: SyntheticEngine, snapshot_steps: int
+    name: str, balancer: Balancer, engine: SyntheticEngine, *, mode: Mode, snapshot_steps: int
 ) -> Arm:
     """The engine routes by ``balancer``, which is in ``mode``."""
     ids = engine.ids
+
+    def is_settled() -> bool:
+        """Whether the last snapshot is gathered, and what rank 0 made of it thought through."""
+        statistics = balancer.statistics()
+        due = statistics.steps // snapshot_steps * snapshot_steps
+        return statistics.gathered_step >= due and statistics.state is State.OBSERVING
+
     return Arm(
         name,
         layer=lambda layer, batch: balancer.route(layer, ids[batch]),
         begin_step=lambda: balancer.begin_step(TOKENS, num_decode_tokens=TOKENS),
         end_step=balancer.end_step,
         prepare=lambda: balancer.set_mode(mode),
-        settle=lambda: _await(lambda: _is_settled(balancer, snapshot_steps)) if mode == "observe" else None,
+        settle=lambda: _await(is_settled) if mode == "observe" else None,
     )
 
 
-def _is_settled(balancer: Balancer, snapshot_steps: int) -> bool:
-    """Whether the last snapshot is gathered, and what rank 0 made of it thought through."""
-    statistics = balancer.statistics()
-    due = statistics.steps // snapshot_steps * snapshot_steps
-    return statistics.gathered_step >= due and statistics.state.value == "observing"
-
-
-def collector_arm(
-    name: str, collector: HeatCollector, engine: SyntheticEngine, *, snapshots: bool, snapshot_steps: int
-) -> Arm:
-    """The engine hands over what its slots received; without ``snapshots`` it is counted and no more."""
+def received_arm(name: str, collector: HeatCollector, engine: SyntheticEngine, *, snapshot_steps: int) -> Arm:
+    """The engine hands over what its slots received."""
     received = engine.received
+    return _collector_arm(
+        name, collector, lambda layer, batch: collector.count(layer, received[batch]), snapshot_steps
+    )
 
-    def end_step() -> None:
-        if snapshots:
-            collector.end_step(num_tokens=TOKENS)
-        else:
-            collector.advance(num_tokens=TOKENS, num_decode=0, snapshots=False)
 
-    def is_gathered() -> bool:
-        return collector.gathered_step >= collector.step // snapshot_steps * snapshot_steps
+def ids_arm(name: str, collector: HeatCollector, engine: SyntheticEngine, *, snapshot_steps: int) -> Arm:
+    """The engine hands over what its tokens chose."""
+    ids = engine.ids
+    return _collector_arm(
+        name, collector, lambda layer, batch: collector.count_ids(layer, ids[batch]), snapshot_steps
+    )
 
+
+def _collector_arm(
+    name: str, collector: HeatCollector, layer: Callable[[int, int], object], snapshot_steps: int
+) -> Arm:
     return Arm(
         name,
-        layer=lambda layer, batch: collector.count(layer, received[batch]),
-        end_step=end_step,
-        settle=lambda: _await(is_gathered) if snapshots else None,
+        layer=layer,
+        end_step=lambda: collector.end_step(num_tokens=TOKENS),
+        settle=lambda: _await(
+            lambda: collector.gathered_step >= collector.step // snapshot_steps * snapshot_steps
+        ),
     )
 
 
@@ -113,15 +120,13 @@ def reverted_heat() -> Iterator[RevertedHeat]:
         reverted.close()
 
 
-def reverted_arm(
-    name: str, reverted: RevertedHeat, engine: SyntheticEngine, *, gather_steps: int | None
-) -> Arm:
-    """The engine hands over what its slots received, and gathers every ``gather_steps``; None: never."""
+def reverted_arm(name: str, reverted: RevertedHeat, engine: SyntheticEngine, *, gather_steps: int) -> Arm:
+    """The engine hands over what its slots received, and gathers every ``gather_steps``."""
     received = engine.received
     steps = itertools.count(1)
 
     def end_step() -> None:
-        if gather_steps is not None and next(steps) % gather_steps == 0:
+        if next(steps) % gather_steps == 0:
             reverted.gather()
 
     return Arm(name, layer=lambda layer, batch: reverted.count(layer, received[batch]), end_step=end_step)

@@ -12,12 +12,12 @@ import torch.distributed as dist
 
 from isotherm.arrays import FloatArray
 from isotherm.balancer import Balancer
-from isotherm.bench.arms import Arm, balancer_arm, collector_arm, plain_arm, reverted_arm, reverted_heat
+from isotherm.bench.arms import Arm, balancer_arm, plain_arm, received_arm, reverted_arm, reverted_heat
 from isotherm.bench.clocks import quiet
 from isotherm.bench.engine import EP2, SyntheticEngine
 from isotherm.bench.figures import Figure, Section, Target
-from isotherm.bench.gathers import GATHER_LIMIT
 from isotherm.bench.traffic import SHAPE
+from isotherm.bench.turns import take_turns
 from isotherm.config import Config
 from isotherm.heat import HeatCollector
 
@@ -30,11 +30,11 @@ _OFFSET = _STEPS - 1
 _NOTE = (
     "Steps of a synthetic engine (58 layers of about 0.7 ms, 128 tokens) in blocks of 4 that take turns, A "
     "B C C B A; differences of blocks of one turn, averaged over both ranks: the median, with its 95 % "
-    "interval. A gathering block holds one snapshot and its gather, one for 4 steps where the default is "
-    "one for 128; ranks meet before a block, untimed. Wall time includes what heartbeats, the planner's "
-    "thread of rank 0 and the other process take from the cores and the interpreter's lock; CPU time is the "
-    "main thread's alone. Balancer: on observes, off maps and counts nothing. HeatCollector and reverted: "
-    "counts of 144 slots a rank (16 times those of EP32); off is the engine alone."
+    "interval. A block with collection on holds one snapshot and its gather, one for 4 steps where the "
+    "default is one for 128; ranks meet before a block, untimed. Wall time includes what heartbeats, the "
+    "planner of rank 0 and the other process take from the cores and the interpreter's lock; CPU time is "
+    "the main thread's alone. Balancer: on observes, off maps and counts nothing. HeatCollector and "
+    "reverted: counts of 144 slots a rank; off is the engine alone."
 )
 _CLOCKS = ("wall", "CPU")
 
@@ -59,16 +59,16 @@ def measure_exposed(*, quick: bool) -> Section:
     engine = SyntheticEngine(dist.get_rank(), quick=quick)
     with quiet():
         with _balancer_arms(engine) as arms:
-            balancer = _take_turns(engine, arms, turns)
+            balancer = _measure(engine, arms, turns)
         with _received_arms(engine) as arms:
-            received = _take_turns(engine, arms, turns)
+            received = _measure(engine, arms, turns)
     figures = [
-        *_step_figures("engine alone", received.of["plain"]),
-        *_of_pair("Balancer", balancer, "off", "count", "on"),
+        *_step_figures("engine alone, a step", received.of["off"]),
+        *_difference_figures("Balancer", balancer, "on"),
+        *_difference_figures("HeatCollector", received, "on"),
+        *_difference_figures("reverted", received, "reverted"),
     ]
-    figures += _of_pair("HeatCollector", received, "plain", "count", "on")
-    figures += _of_pair("reverted", received, "plain", "reverted count", "reverted on")
-    section = Section("Exposed on main: on minus off", _NOTE, tuple(figures))
+    section = Section("Engine steps: collection on minus off", _NOTE, tuple(figures))
     return replace(section, targets=_targets(section))
 
 
@@ -79,9 +79,8 @@ def _balancer_arms(engine: SyntheticEngine) -> Iterator[list[Arm]]:
     balancer = Balancer(SHAPE, EP2, group=group, weights=None, config=config)
     try:
         yield [
-            balancer_arm("off", "off", balancer, engine, _STEPS),
-            balancer_arm("count", "count", balancer, engine, _STEPS),
-            balancer_arm("on", "observe", balancer, engine, _STEPS),
+            balancer_arm("off", balancer, engine, mode="off", snapshot_steps=_STEPS),
+            balancer_arm("on", balancer, engine, mode="observe", snapshot_steps=_STEPS),
         ]
     finally:
         balancer.close()
@@ -95,55 +94,39 @@ def _received_arms(engine: SyntheticEngine) -> Iterator[list[Arm]]:
     with reverted_heat() as reverted:
         try:
             yield [
-                collector_arm("count", collector, engine, snapshots=False, snapshot_steps=_STEPS),
-                plain_arm(),
-                collector_arm("on", collector, engine, snapshots=True, snapshot_steps=_STEPS),
-                reverted_arm("reverted count", reverted, engine, gather_steps=None),
-                reverted_arm("reverted on", reverted, engine, gather_steps=_STEPS),
+                plain_arm("off"),
+                received_arm("on", collector, engine, snapshot_steps=_STEPS),
+                reverted_arm("reverted", reverted, engine, gather_steps=_STEPS),
             ]
         finally:
             collector.close()
 
 
-def _take_turns(engine: SyntheticEngine, arms: Sequence[Arm], turns: int) -> _Timings:
-    arms[0].prepare()
-    arms[0].run_steps(engine, _OFFSET)
-    mine: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in arms}
-    for turn in range(-1, turns):  # the first warms up
-        for arm in arms if turn % 2 else reversed(arms):
-            timing = _time_block(engine, arm)
-            if turn >= 0:
-                mine[arm.name].append(timing)
-    ranks: list[dict[str, list[tuple[float, float]]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(ranks, mine)
-    return _Timings({name: np.mean([rank[name] for rank in ranks], axis=0) for name in mine})
+def _measure(engine: SyntheticEngine, arms: Sequence[Arm], turns: int) -> _Timings:
+    # The arm that collects counts its steps; these bring its snapshot to the place in a block.
+    arms[1].prepare()
+    arms[1].run_steps(engine, _OFFSET)
+    return _Timings(take_turns(arms, turns, lambda arm: _time_block(engine, arm)))
 
 
 def _time_block(engine: SyntheticEngine, arm: Arm) -> tuple[float, float]:
     """Microseconds of a step, wall and CPU, in one block."""
-    arm.prepare()
-    dist.barrier()
     wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
     arm.run_steps(engine, _STEPS)
     cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
-    arm.settle()
     return wall / _STEPS / 1e3, cpu / _STEPS / 1e3
 
 
 def _step_figures(row: str, timings: FloatArray) -> list[Figure]:
     return [
-        Figure.of(f"{row}, a step", clock, "µs", values.tolist())
-        for clock, values in zip(_CLOCKS, timings.T, strict=True)
+        Figure.of(row, clock, "µs", values.tolist()) for clock, values in zip(_CLOCKS, timings.T, strict=True)
     ]
 
 
-def _of_pair(name: str, timings: _Timings, off: str, count: str, on: str) -> list[Figure]:
-    """What counting, all of collection, and a gather take."""
+def _difference_figures(name: str, timings: _Timings, on: str) -> list[Figure]:
     rows = (
-        (f"{name}: on - off, a step", "µs", timings.minus(on, off)),
-        (f"{name}: on - off, part of a step", "%", 100 * timings.relative(on, off)),
-        (f"{name}: counting alone - off, a step", "µs", timings.minus(count, off)),
-        (f"{name}: a gather", "µs", _STEPS * timings.minus(on, count)),
+        (f"{name}: on - off, a step", "µs", timings.minus(on, "off")),
+        (f"{name}: on - off, part of a step", "%", 100 * timings.relative(on, "off")),
     )
     return [
         Figure.of_differences(row, clock, unit, values.tolist())
@@ -154,16 +137,11 @@ def _of_pair(name: str, timings: _Timings, off: str, count: str, on: str) -> lis
 
 def _targets(section: Section) -> tuple[Target, ...]:
     """A step is not distinguishable where the interval of its difference does not lie above 0."""
-    targets = [
+    return tuple(
         Target(
             f"a step's wall time, {name} on - off, lower end of the 95 % interval, %",
             section.figure(f"{name}: on - off, part of a step", "wall").low,
             0.0,
         )
         for name in ("Balancer", "HeatCollector")
-    ]
-    ours, theirs = (
-        section.figure(f"{name}: a gather", "wall").value for name in ("HeatCollector", "reverted")
     )
-    name = "a gather's exposed wall time (on - off), HeatCollector / reverted"
-    return (*targets, Target(name, ours / theirs, GATHER_LIMIT))

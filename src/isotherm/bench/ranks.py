@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -80,8 +81,10 @@ def _run(
         writer.send((function(*arguments), None))
     except BaseException:
         writer.send((None, traceback.format_exc()))
-    # The other rank may be in a collective still: whoever started both ends both.
     writer.close()
+    # Threads of ours or of gloo may be inside a collective, and the end of the interpreter would abort them.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _loopback() -> str:
