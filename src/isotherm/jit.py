@@ -45,6 +45,16 @@ def entry(function: Callable[..., None]) -> Callable[..., None]:
     return cast(Callable[..., None], dispatcher.overloads[signature].entry_point)
 
 
+@cache
+def has_triton() -> bool:
+    """Whether Triton, which compiles for accelerators, can be imported."""
+    try:
+        import triton  # noqa: F401 - whether it can be imported is the question
+    except ImportError:
+        return False
+    return True
+
+
 def int32_at(address: int, length: int) -> np.ndarray:
     """The int32 array [length] at ``address``, in kernels. Whoever gives the address keeps it alive."""
     return np.ctypeslib.as_array((ctypes.c_int32 * length).from_address(address))

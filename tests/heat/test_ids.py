@@ -1,6 +1,11 @@
 """Counting ids alone, against a plain count."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isotherm.heat import ids as counting
+from isotherm.heat import device, ops
 from isotherm.heat.ids import IdCounts, warm_up
 from isotherm.heat.kernels import count_int32, count_int64
 
@@ -58,7 +63,7 @@ def test_counts_are_the_oracles(batch, as_tensors, dtype):
     assert int(counted.words.sum()) == expected.sum()
 
     heat = torch.zeros((2, EXPERTS), dtype=torch.int32)
-    counting._add_ids(heat, ids, *held.values())
+    device.count(ids, list(held.values()), heat)
     assert (heat.numpy() == expected).all()
 
 
@@ -91,3 +96,51 @@ def test_two_threads_count_two_micro_batches_at_once():
         thread.join()
     for lane, ids in enumerate(batches):
         assert (counted.heat[lane, :, 1].numpy() == 300 * oracle(ids, 0, 500, 1)).all()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_region_reads_its_numbers_anew_at_each_replay(backend):
+    rng = np.random.default_rng(8)
+    counted, expected = Counted(), np.zeros((2, EXPERTS), np.int32)
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def region(ids, state):
+        counted.counts.count_captured(1, ids, state, micro_batch=1)
+        return ids + 1
+
+    state = torch.zeros(4, dtype=torch.int64)
+    for numbers in [(0, 40, 10), (5, 20, 0), (0, 0, 0), (30, 50, 50)]:
+        ids = random_ids(rng, 50)
+        state.copy_(torch.tensor((7, *numbers)))
+        region(ids, state)
+        expected += oracle(ids, *numbers)
+        assert (counted.heat[1, :, 1].numpy() == expected).all()
+    assert int(counted.words.sum()) == expected.sum()
+
+
+def test_the_operator_says_what_it_does():
+    ids, state = random_ids(np.random.default_rng(9), 30), torch.tensor((0, 2, 20, 5))
+    heat = torch.zeros((2, 2, 2, EXPERTS), dtype=torch.int32)
+    torch.library.opcheck(ops.count, (ids, state, heat, 1, 1))
+
+
+@pytest.mark.parametrize("heat", [torch.zeros((1, 2, 3, 4)), torch.zeros((1, 2, 4, 3), dtype=torch.int32).mT])
+def test_totals_that_a_kernel_would_misread_are_refused(heat):
+    with pytest.raises(ValueError, match="heat_MKLE is"):
+        IdCounts(heat)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="triton is not installed: pip install 'isotherm[dev]' on Linux x86_64",
+)
+def test_the_triton_kernel_counts_the_same_in_its_interpreter():
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "interpreted_count.py"],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "12 batches are equal\n", done.stderr

@@ -32,6 +32,6 @@ def check(seed):
         assert (counted[1].numpy() == received).all(), seed
 
 
-for seed in range(25):
+for seed in range(15):
     check(seed)
-print("25 batches are equal")
+print("15 batches are equal")

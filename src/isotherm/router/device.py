@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
+from isotherm.numbers import Numbers
 from isotherm.router.layout import LayerTables
 from isotherm.router.rounding import MASK, RANK_STRIDE, STEP_STRIDE
-
-Numbers = torch.Tensor | Sequence[int | torch.Tensor]
-"""Step, first_token, num_tokens, num_decode: one tensor, int64 [4], or four, each a number or a tensor of one
-integer; tensors lie on the device of the ids, and the host does not read them."""
 
 
 def map_and_count(
@@ -25,12 +19,14 @@ def map_and_count(
 ) -> torch.Tensor:
     """Slots for ``ids_TK``, same shape and dtype; counts are added in place. No host synchronisation.
 
-    ``base`` is that of step 0.
+    ``numbers``: step, first_token, num_tokens, num_decode. ``base`` is that of step 0.
 
     Bit for bit what the CPU kernel gives. The ordinal of a pair among those of its expert comes from a
     stable sort by expert; its replica from a search in the rows of all experts at once.
     """
-    step, first_token, num_tokens, num_decode = _unpacked(numbers)
+    step, first_token, num_tokens, num_decode = (
+        number.reshape(()) if isinstance(number, torch.Tensor) else number for number in numbers
+    )
     offsets_E1, slots_P, ends_P, _, _ = tables
     experts = len(offsets_E1) - 1
     flat = ids_TK.reshape(-1).long()
@@ -62,7 +58,3 @@ def map_and_count(
     heat_KE[0].scatter_add_(0, index, (real & ~decode).to(heat_KE.dtype))
     received_P.scatter_add_(0, slots.clamp_min(0), real.to(received_P.dtype))
     return slots.view(ids_TK.shape).to(ids_TK.dtype)
-
-
-def _unpacked(numbers: Numbers) -> list[Any]:
-    return [number.reshape(()) if isinstance(number, torch.Tensor) else number for number in numbers]

@@ -8,12 +8,11 @@ that were loaded last and counts where snapshots look.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
+from isotherm.jit import has_triton
+from isotherm.numbers import Numbers
 from isotherm.router import device
-from isotherm.router.device import Numbers
 from isotherm.router.host import map_once
 from isotherm.router.layout import LayerTables, TablesLayout
 from isotherm.router.rounding import rounding_base
@@ -66,17 +65,8 @@ def map_on_device(
 ) -> torch.Tensor:
     """Slots of contiguous ids on an accelerator: by one Triton kernel where Triton is installed, else by
     torch's operations."""
-    if not ids_TK.is_cpu and _has_triton():
+    if not ids_TK.is_cpu and has_triton():
         from isotherm.router import triton_kernels
 
         return triton_kernels.map_and_count(ids_TK, numbers, base, tables, heat_KE, received_P)
     return device.map_and_count(ids_TK, numbers, base, tables, heat_KE, received_P)
-
-
-@cache
-def _has_triton() -> bool:
-    try:
-        import triton  # noqa: F401 - whether it can be imported is the question
-    except ImportError:
-        return False
-    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from isotherm.numbers import Number, on_host
 from isotherm.router import ops
 from isotherm.router.host import HostCalls, host_kernels
 from isotherm.router.layout import TablesLayout
@@ -108,9 +109,9 @@ class Router:
         ids_TK: torch.Tensor,
         *,
         step: int,
-        num_tokens: int | torch.Tensor,
-        num_decode: int | torch.Tensor,
-        first_token: int | torch.Tensor = 0,
+        num_tokens: Number,
+        num_decode: Number,
+        first_token: Number = 0,
         micro_batch: int = 0,
     ) -> torch.Tensor:
         """The slot of each (token, expert) pair, same shape and dtype as ``ids_TK``; -1 for an id that
@@ -145,8 +146,8 @@ class Router:
                 micro_batch=micro_batch,
             ).to(ids_TK.dtype)
         if not type(num_tokens) is type(num_decode) is type(first_token) is int:
-            num_tokens, num_decode = _on_host(num_tokens), _on_host(num_decode)
-            first_token = _on_host(first_token)
+            num_tokens, num_decode = on_host(num_tokens), on_host(num_decode)
+            first_token = on_host(first_token)
         slots_TK = torch.empty_like(ids_TK)
         tokens, top_k = ids_TK.shape
         kernel(
@@ -203,19 +204,14 @@ class Router:
         ids_TK: torch.Tensor,
         *,
         step: int,
-        num_tokens: int | torch.Tensor,
-        num_decode: int | torch.Tensor,
-        first_token: int | torch.Tensor,
+        num_tokens: Number,
+        num_decode: Number,
+        first_token: Number,
         micro_batch: int,
     ) -> torch.Tensor:
         numbers = (step, first_token, num_tokens, num_decode)
         base = rounding_base(layer, 0, self._rank, micro_batch)
         return ops.map_on_device(ids_TK, numbers, base, *self._rows[micro_batch][layer])
-
-
-def _on_host(scalar: int | torch.Tensor) -> int:
-    """The number in a tensor that lies on the host: read in place."""
-    return int(scalar.numpy().reshape(-1)[0]) if isinstance(scalar, torch.Tensor) else scalar
 
 
 def _check_totals(layout: TablesLayout, heat_MKLE: torch.Tensor, received_MLP: torch.Tensor) -> None:

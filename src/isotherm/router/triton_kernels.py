@@ -7,14 +7,12 @@ to one program alone, so nothing is atomic, nothing is scratch, and the result i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 
+from isotherm.numbers import Numbers, are_plain, packed
 from isotherm.router import rounding
-from isotherm.router.device import Numbers
 from isotherm.router.layout import LayerTables
 
 _BLOCK = 1024
@@ -33,9 +31,8 @@ def map_and_count(
 ) -> torch.Tensor:
     """As `device.map_and_count`, for contiguous int64 or int32 ids."""
     state = None
-    if not all(isinstance(number, int) for number in numbers):
-        state = numbers if isinstance(numbers, torch.Tensor) else _packed(numbers, ids_TK.device)
-        numbers = (0, 0, 0, 0)
+    if not are_plain(numbers):
+        state, numbers = packed(numbers, ids_TK.device), (0, 0, 0, 0)
     step, first_token, num_tokens, num_decode = numbers
     slots_TK = torch.empty_like(ids_TK)
     _map_and_count[(heat_KE.shape[1],)](
@@ -59,17 +56,6 @@ def map_and_count(
         BLOCK=_BLOCK,
     )
     return slots_TK
-
-
-def _packed(numbers: Sequence[int | torch.Tensor], device: torch.device) -> torch.Tensor:
-    """The numbers in one tensor, by kernels alone: a copy from the host would wait for the stream."""
-    parts = [
-        number.reshape(1).long()
-        if isinstance(number, torch.Tensor)
-        else torch.full((1,), number, device=device)
-        for number in numbers
-    ]
-    return torch.cat(parts)
 
 
 def _signed(base: int) -> int:
