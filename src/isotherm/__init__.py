@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from isotherm.config import Config, Mode
 from isotherm.errors import (
     IsothermError,
+    LinkError,
     MissingExtraError,
+    PeerFailedError,
     PeerMismatchError,
     PlanRefusedError,
     ProtocolError,
@@ -17,7 +19,7 @@ from isotherm.errors import (
 )
 from isotherm.placement import EMPTY, Move, Placement, Plan
 from isotherm.planner import plan
-from isotherm.status import State, Statistics
+from isotherm.status import Memory, State, Statistics
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import (
     KINDS,
@@ -42,10 +44,13 @@ __all__ = [
     "HeatWindow",
     "ImbalanceSummary",
     "IsothermError",
+    "LinkError",
+    "Memory",
     "MissingExtraError",
     "MoEShape",
     "Mode",
     "Move",
+    "PeerFailedError",
     "PeerMismatchError",
     "Placement",
     "Plan",
