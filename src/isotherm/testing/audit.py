@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from isotherm.testing.extents import Extent
 from isotherm.testing.findings import Operation, Undeclared, UnexplainedWrite
-from isotherm.testing.operators import is_view, name_of, text_of, touched
+from isotherm.testing.operators import is_view, leaves, name_of, text_of, touched
 from isotherm.testing.races import Detector
 from isotherm.testing.storages import Storage, Storages, address_of, extent_of
 from isotherm.testing.timeline import site_of_caller
@@ -139,4 +138,4 @@ class WorkAudit:
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]

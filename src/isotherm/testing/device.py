@@ -166,9 +166,8 @@ class Device:
         try:
             work()
         finally:
+            self._explain_own()
             self.scope = outer
-            if queue is None:
-                self.arena.explain(touch.extent for touch in declared if touch.writes)
             self._runner.audit(f"the work {label!r} while it was enqueued on {lane}")
 
     def do(self, label: str, run: Callable[[], None], touches: Sequence[Touch]) -> None:
@@ -197,6 +196,7 @@ class Device:
     def observe(self) -> None:
         """The host looks at the device: the schedule lets it have run as far as it likes."""
         self.reap()
+        self._explain_own()
         self._runner.audit(f"what {self.host.lane} did before it looked")
         self._runner.run_some()
 
@@ -213,6 +213,11 @@ class Device:
             allocation.is_freed = True
             if not allocation.in_graph:
                 self._free(allocation)
+
+    def _explain_own(self) -> None:
+        """What work of the calling thread declares as written, it may have written by now."""
+        if self.scope is not None and self.scope.queue is None:
+            self.arena.explain(touch.extent for touch in self.scope.declared if touch.writes)
 
     def _free(self, allocation: Allocation) -> None:
         arena, host = self.arena, self.host.lane

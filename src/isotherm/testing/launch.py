@@ -7,15 +7,23 @@ operation on the stream that is current. Operations torch composes of others are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
 
 from isotherm.testing.device import Device
-from isotherm.testing.operators import is_view, name_of, needs_data_for_shape, text_of, touched
+from isotherm.testing.operators import (
+    composition_of,
+    is_view,
+    leaves,
+    mapped,
+    name_of,
+    needs_data_for_shape,
+    text_of,
+    touched,
+)
 from isotherm.testing.tensors import CPU, DEVICE, SimTensor, is_on_device, new_tensor, touches_of
 
 aten = torch.ops.aten
@@ -32,15 +40,13 @@ class FactoryMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if _asks_for_device(args, kwargs) or any(
-            isinstance(leaf, SimTensor) for leaf in tree_iter((args, kwargs))
-        ):
-            with self:  # what this is composed of comes here too
-                decomposed = func.decompose(*args, **kwargs)
-            if decomposed is not NotImplemented:
-                return decomposed
+        if SimTensor in types or _asks_for_device(args, kwargs):
+            parts = composition_of(func)
+            if parts is not None:
+                with self:  # what it is composed of comes here too
+                    return parts(*args, **kwargs)
             return dispatch(self._simulated, func, args, kwargs)
-        for leaf in tree_iter((args, kwargs)):
+        for leaf in leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 raise RuntimeError(
                     f"{name_of(func)}: a tensor {text_of(leaf)} that torch made on the device without asking "
@@ -51,16 +57,16 @@ class FactoryMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
 def dispatch(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Launches one operation, or does it where it is one of the host's."""
-    decomposed = func.decompose(*args, **kwargs)
-    if decomposed is not NotImplemented:
-        return decomposed
+    parts = composition_of(func)
+    if parts is not None:
+        return parts(*args, **kwargs)
     if func is aten.is_pinned.default:
         return args[0].lease.allocation.is_host
     if is_view(func):
         return _view(func, args, kwargs)
     if func in (aten.copy_.default, aten._to_copy.default):
         return _copy(simulated, func, args, kwargs)
-    on_device = [leaf for leaf in tree_iter((args, kwargs)) if is_on_device(leaf)]
+    on_device = [leaf for leaf in leaves((args, kwargs)) if is_on_device(leaf)]
     if not on_device and not _asks_for_device(args, kwargs):
         return _do_on_host(simulated, func, args, kwargs)
     _refuse_strangers(func, args, kwargs)
@@ -74,10 +80,12 @@ def dispatch(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str
 
 def _view(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Another shape of the same memory: no operation."""
-    base = next(leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, SimTensor))
+    base = next(leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, SimTensor))
     with torch.inference_mode(False), torch.no_grad():
         views = func(*_raw(args), **_raw(kwargs))
-    return tree_map(lambda view: SimTensor(view, base.lease, base.simulated), views)
+    # A view is an inference tensor if what it shows is, whatever mode it is made in.
+    with torch.inference_mode(base.is_inference()):
+        return mapped(lambda view: SimTensor(view, base.lease, base.simulated), views)
 
 
 def _copy(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -196,17 +204,33 @@ def _launch_and_wait(simulated: Device, func: Any, args: Sequence[Any], kwargs: 
 
 
 def _planned(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Shapes and types of fresh results, as torch computes them without data; None where there are none."""
+    """Shapes and types of fresh results, as torch computes them without data; None where there are none.
+    Remembered, since that takes longer than everything else."""
     if all(entry.alias_info is not None for entry in func._schema.returns):
         return None
-    with torch.inference_mode():
-        return func(*tree_map(_plan, args), **tree_map(_plan, kwargs))
+    key = (func, *(_trait(leaf) for leaf in leaves((args, tuple(sorted(kwargs.items()))))))
+    if key not in _plans:
+        with torch.inference_mode():
+            _plans[key] = func(*mapped(_plan, args), **mapped(_plan, kwargs))
+    return _plans[key]
+
+
+_plans: dict[Hashable, Any] = {}
 
 
 def _plan(leaf: Any) -> Any:
     if isinstance(leaf, SimTensor):
-        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=DEVICE)
+        raw = leaf.raw
+        return torch.empty_strided(raw.shape, raw.stride(), dtype=raw.dtype, device=DEVICE)
     return leaf
+
+
+def _trait(leaf: Any) -> Hashable:
+    """What the shape of a result may hang on. A number's type counts: 1 and 1.0 are equal."""
+    if isinstance(leaf, torch.Tensor):
+        raw = leaf.raw if isinstance(leaf, SimTensor) else leaf
+        return (tuple(raw.shape), raw.stride(), raw.dtype, type(leaf))
+    return (type(leaf), leaf)
 
 
 def _raw(tree: Any) -> Any:
@@ -219,7 +243,7 @@ def _raw(tree: Any) -> Any:
             return CPU
         return leaf
 
-    return tree_map(pointer, tree)
+    return mapped(pointer, tree)
 
 
 def _pointers(tree: Any) -> Any:
@@ -229,12 +253,12 @@ def _pointers(tree: Any) -> Any:
         is_plain = isinstance(leaf, torch.Tensor) and not isinstance(leaf, SimTensor)
         return leaf.clone() if is_plain else leaf
 
-    return _raw(tree_map(frozen, tree))
+    return _raw(mapped(frozen, tree))
 
 
 def _as_given(result: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The tensor that the caller passed, where the operation returned its pointer."""
-    for leaf in tree_iter((args, kwargs)):
+    for leaf in leaves((args, kwargs)):
         if isinstance(leaf, SimTensor) and leaf.raw is result:
             return leaf
     return result
@@ -255,11 +279,8 @@ def _gives_tensors(func: Any) -> bool:
 
 def _refuse_strangers(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Raises, as a device does, for operands on the host that are more than a number."""
-    strangers: Iterator[torch.Tensor] = (
-        leaf
-        for leaf in tree_iter((args, kwargs))
-        if isinstance(leaf, torch.Tensor) and not is_on_device(leaf) and leaf.dim()
-    )
+    reads, writes = touched(func, args, kwargs)
+    strangers = [operand for operand in (*reads, *writes) if operand.dim() and not is_on_device(operand)]
     for stranger in strangers:
         raise RuntimeError(
             f"{name_of(func)}: a tensor {text_of(stranger)} on the host meets tensors on the simulated "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,40 @@ _ONLY_SHAPES = frozenset(
 """Operations that look at the shape of what they are given, not at its data."""
 
 
+def leaves(tree: Any) -> Iterator[Any]:
+    """What tuples, lists and dicts hold, at any depth."""
+    if isinstance(tree, (tuple, list)):
+        for branch in tree:
+            yield from leaves(branch)
+    elif isinstance(tree, dict):
+        yield from leaves(tuple(tree.values()))
+    else:
+        yield tree
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same tuples, lists and dicts, of what ``function`` makes of each leaf. As torch's own, which knows
+    more kinds of trees and takes most of the time of a small operation."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([mapped(function, branch) for branch in tree])
+    if isinstance(tree, dict):
+        return {name: mapped(function, branch) for name, branch in tree.items()}
+    return function(tree)
+
+
+@functools.cache
+def composition_of(func: Any) -> Callable[..., Any] | None:
+    """What to call instead of an operation that is made of others: torch's composite ones, and operators
+    made with ``torch.library.custom_op``, whose Python a device runs at launch."""
+    kernel = "CompositeImplicitAutograd"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), kernel):
+        decompose: Callable[..., Any] = func.decompose
+        return decompose
+    definition = torch._library.custom_ops.OPDEFS.get(func.name())
+    return None if definition is None else definition._init_fn
+
+
+@functools.cache
 def name_of(func: Any) -> str:
     """``add_`` of ``aten::add_.Tensor``."""
     name: str = func._schema.name
@@ -24,9 +59,14 @@ def name_of(func: Any) -> str:
 
 def text_of(tensor: torch.Tensor) -> str:
     """Type and shape, as findings show them."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    return shape_text(tensor.dtype, tensor.shape)
 
 
+def shape_text(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
+@functools.cache
 def is_view(func: Any) -> bool:
     """Whether the result is the same memory in another shape."""
     return bool(func.is_view) or name_of(func) in ("lift_fresh", "detach_")

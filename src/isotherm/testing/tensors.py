@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_iter
 
 from isotherm.testing.device import Device
 from isotherm.testing.extents import Extent
 from isotherm.testing.memory import Lease
-from isotherm.testing.operators import text_of
+from isotherm.testing.operators import leaves, shape_text, text_of
 from isotherm.testing.queues import Touch
 
 DEVICE = torch.device("meta")
@@ -46,7 +46,7 @@ class SimTensor(torch.Tensor):
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensor = next(leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, SimTensor))
+        tensor = next(leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, SimTensor))
         return tensor.simulated.dispatch(tensor.simulated, func, args, kwargs)
 
     @classmethod
@@ -78,12 +78,11 @@ def new_tensor(
     strides: Sequence[int] | None = None,
 ) -> SimTensor:
     """Fresh memory, which holds nothing of use; contiguous without ``strides``."""
-    with torch.inference_mode(False):
-        plan = torch.empty(tuple(shape), dtype=dtype, device=DEVICE)
-    strides = plan.stride() if strides is None else strides
-    extent = sum((size - 1) * stride for size, stride in zip(shape, strides) if size) + 1
-    nbytes = extent * plan.element_size() if plan.numel() else 0
-    allocation = simulated.allocate(nbytes, text_of(plan), is_host=is_host)
+    if strides is None:
+        strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    nbytes = 0 if 0 in shape else (last + 1) * dtype.itemsize
+    allocation = simulated.allocate(nbytes, shape_text(dtype, shape), is_host=is_host)
     raw = simulated.arena.tensor(allocation, shape, strides, dtype)
     return SimTensor(raw, Lease(allocation, simulated.arena.freed), simulated)
 
