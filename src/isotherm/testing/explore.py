@@ -7,11 +7,14 @@ runs the programs of `isotherm.testing.programs`, which drive Isotherm's own cod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from isotherm.testing.schedules import Replayed, Schedule
+from isotherm.testing.schedules import PLAIN, Replayed, Schedule, ordinary_schedules
 from isotherm.testing.simulated import Simulation
 
 Program: TypeAlias = Callable[[Simulation], None]
@@ -73,3 +76,33 @@ def explore_all(program: Program, *, max_orders: int) -> Coverage:
         orders += 1
         prefix = schedule.next_prefix()
     return Coverage(orders, prefix is None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The long run: every program under the plain schedules and under ``--schedules`` seeds in all."""
+    from isotherm.testing.programs import PROGRAMS
+
+    parser = argparse.ArgumentParser(
+        prog="python -m isotherm.testing.explore",
+        description="Runs Isotherm's own code on a simulated device, in many orders.",
+        epilog="example: python -m isotherm.testing.explore --schedules 5000",
+    )
+    parser.add_argument("--schedules", type=int, default=1000, help="how many, over all programs")
+    parser.add_argument("--first-seed", type=int, default=0, help="where the seeds begin")
+    chosen = parser.parse_args(arguments)
+    share = -(-chosen.schedules // len(PROGRAMS))
+    for program in PROGRAMS:
+        started = time.perf_counter()
+        seeds = range(chosen.first_seed, chosen.first_seed + max(share - len(PLAIN), 0))
+        try:
+            number = explore(program, ordinary_schedules(seeds))
+        except ScheduleError as error:
+            sys.stdout.write(f"{error}\n")
+            return 1
+        seconds = time.perf_counter() - started
+        sys.stdout.write(f"{program.__name__}: {number} schedules, nothing found, {seconds:.1f} s\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

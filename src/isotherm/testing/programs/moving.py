@@ -1,0 +1,150 @@
+"""Weights that move on the simulated device while the engine uses the slots that are live."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from isotherm.arrays import Int32Array
+from isotherm.control import Heartbeat
+from isotherm.mover.ledger import Fill, Ledger, Phase, Rules
+from isotherm.mover.mover import Mover
+from isotherm.mover.transport import HostTransport
+from isotherm.mover.weights import ExpertWeights
+from isotherm.placement import Placement
+from isotherm.streams import Event
+from isotherm.testing.programs.parts import LoneLink, ScriptedLink
+from isotherm.testing.simulated import Simulation
+from isotherm.topology import Topology
+
+LAYERS, EXPERTS, SLOTS, WIDTH = 2, 3, 5, 4
+STEPS = 14
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """What an epoch lets the engine use: the live slots, and what they hold."""
+
+    epoch: int
+    content_LP: Int32Array
+    live_LP: np.ndarray
+
+
+class _Heartbeat:
+    """The mover's side of a balancer: knows which steps are done, and leaves tables for the engine."""
+
+    def __init__(self, simulation: Simulation, transport: HostTransport, bytes_per_expert: int) -> None:
+        start = Placement(np.tile(np.arange(SLOTS) % EXPERTS, (LAYERS, 1)).astype(np.int32), EXPERTS)
+        backend = simulation.backend
+        self.tables = backend.handoff([_tables_of(Ledger.start(start, start.even_shares()))])
+        self.ended = backend.handoff(list[tuple[int, int, Event]]())
+        self._unfinished: deque[tuple[int, int, Event]] = deque()
+        self._done = (0, 0)
+        topology = Topology(ranks=1, slots_per_rank=SLOTS)
+        self.mover = Mover(
+            Ledger.start(start, start.even_shares()),
+            Rules(topology, limit=2, reshare=Placement.even_shares),
+            transport,
+            bytes_per_expert=bytes_per_expert,
+            bytes_per_step=bytes_per_expert * 2,
+            finished=self._finished,
+            publish=lambda ledger: self.tables.put(_tables_of(ledger)),
+        )
+        self._rounds = Heartbeat(LoneLink(), [self.mover], interval_seconds=1)
+
+    def beat(self, traffic: np.random.Generator) -> None:
+        """A round; a settled placement is given another to become."""
+        if self.mover.ledger.phase is Phase.SETTLED:
+            rows = [
+                np.concatenate([np.arange(EXPERTS), traffic.integers(0, EXPERTS, 2)]) for _ in range(LAYERS)
+            ]
+            goal = Placement(np.stack([traffic.permutation(row) for row in rows]).astype(np.int32), EXPERTS)
+            self.mover.aim(goal, goal.even_shares())
+        self._rounds.beat()
+
+    def _finished(self) -> tuple[int, int]:
+        while (ended := self.ended.try_take()) is not None:
+            self._unfinished.append(ended)
+        while self._unfinished and self._unfinished[0][2].query():
+            self._done = self._unfinished.popleft()[:2]
+        return self._done
+
+
+def weights_move_while_used(simulation: Simulation) -> None:
+    """Whatever slot the tables in force call live holds the weights that they say, bit for bit."""
+    traffic, backend = np.random.default_rng(5), simulation.backend
+    with torch.inference_mode():
+        weights_LPW = _weights(simulation, SLOTS)
+        experts = ExpertWeights(
+            [{"w": of_layer} for of_layer in weights_LPW], layers=LAYERS, slots_per_rank=SLOTS
+        )
+        transport = HostTransport(experts, Topology(ranks=1, slots_per_rank=SLOTS), backend)
+        heartbeat = _Heartbeat(simulation, transport, experts.bytes_per_expert)
+        used: list[tuple[_Tables, torch.Tensor]] = []
+        tables = None
+        for step in range(1, STEPS + 1):
+            while (newer := heartbeat.tables.try_take()) is not None:
+                tables = newer
+            assert tables is not None, "the first tables are there from the start"
+            used.append((tables, _compute(weights_LPW, tables)))
+            heartbeat.ended.put((tables.epoch, step, backend.main_stream().record_event()))
+            with simulation.host_thread("heartbeat"):
+                for _ in range(simulation.choose(3)):
+                    heartbeat.beat(traffic)
+        for tables, computed in used:
+            wanted = tables.content_LP[tables.live_LP]
+            assert np.array_equal(computed.cpu().numpy(), wanted * WIDTH), f"slots of epoch {tables.epoch}"
+        with simulation.host_thread("heartbeat"):
+            transport.close()
+        simulation.join_thread("heartbeat")
+
+
+def weights_between_ranks(simulation: Simulation) -> None:
+    """A dead slot receives what the other rank sends, and the other rank what a slot here holds."""
+    backend, topology = simulation.backend, Topology(ranks=2, slots_per_rank=2)
+    with torch.inference_mode():
+        weights_LPW = _weights(simulation, 2)
+        experts = ExpertWeights(
+            [{"w": of_layer} for of_layer in weights_LPW], layers=LAYERS, slots_per_rank=2
+        )
+        transport = HostTransport(experts, topology, backend)
+        link = ScriptedLink(lambda tag: np.full(WIDTH, 50 + tag, np.int64).tobytes())
+        out, back = Fill(0, 2, 0, 0), Fill(1, 1, 0, 3)  # slot 0 goes to slot 2, slot 3 comes to slot 1
+        done = backend.main_stream().record_event()
+        with simulation.host_thread("heartbeat"):
+            done.synchronize()
+            transport.carry([out, back], link)
+            transport.close()
+        # The engine goes on with slots that are none of these meanwhile.
+        other = weights_LPW[1][0] + 0
+        simulation.join_thread("heartbeat")
+        arrived = weights_LPW[1][1].cpu().tolist()
+        assert link.received == [np.zeros(WIDTH, np.int64).tobytes()], "what was sent"
+        assert arrived == [50 + 64] * WIDTH, f"what arrived: {arrived}"
+        assert other.cpu().tolist() == [0] * WIDTH
+
+
+def _weights(simulation: Simulation, slots: int) -> list[torch.Tensor]:
+    """For each layer [slots, width]: every word of slot ``p`` is the number of its expert."""
+    rows = torch.arange(slots).remainder(EXPERTS).unsqueeze(1).expand(slots, WIDTH).contiguous()
+    weights = [rows.to(simulation.device, non_blocking=True) for _ in range(LAYERS)]
+    for layer, of_layer in enumerate(weights):
+        simulation.name(of_layer, f"weights of layer {layer}")
+    return weights
+
+
+def _experts(weights_LPW: list[torch.Tensor], slots: int) -> ExpertWeights:
+    return ExpertWeights([{"w": of_layer} for of_layer in weights_LPW], layers=LAYERS, slots_per_rank=slots)
+
+
+def _compute(weights_LPW: list[torch.Tensor], tables: _Tables) -> torch.Tensor:
+    """What the engine makes of the live slots: their sums, [live slots of all layers]."""
+    sums = [weights_LPW[layer][slot].sum().unsqueeze(0) for layer, slot in np.argwhere(tables.live_LP)]
+    return torch.cat(sums)
+
+
+def _tables_of(ledger: Ledger) -> _Tables:
+    return _Tables(ledger.epoch, ledger.content, (ledger.shares > 0) & (ledger.content >= 0))
