@@ -34,8 +34,8 @@ LIMIT = 0.01
 
 _NOTE = (
     "The end of a step that gathers minus the end of one that does nothing, interleaved, averaged over both "
-    "ranks: the median, with its 95 % interval. In the call: end_step, or the reverted design's gather. "
-    "With what follows: 25 ms of work behind it too, so that whatever background threads take from the core "
+    "ranks: the median, with its 95 % interval. The call: end_step, or the reverted design's gather. "
+    "And after: with 25 ms of work behind it, so that whatever background threads take from the core "
     "and the interpreter's lock is included; two processes share this machine's cores, and the planner of "
     "rank 0 runs after a Balancer's. The ranks meet before each, so no peer's delay is in it. Every rank "
     "holds 144 slots, 16 times those of EP32. Until the window: from the call to on_window, median and p99, "
@@ -51,7 +51,7 @@ _NOTHING, _RECEIVED, _IDS, _BALANCER, _REVERTED = (
     "Balancer",
     "reverted",
 )
-_COLUMNS = ("in the call, wall", "in the call, CPU", "with what follows, wall", "with what follows, CPU")
+_COLUMNS = ("the call: wall", "the call: CPU", "and after: wall", "and after: CPU")
 
 
 def measure_gathers(*, quick: bool) -> Section:

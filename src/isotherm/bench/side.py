@@ -25,7 +25,7 @@ _NOTE = (
 )
 _PAUSE_SECONDS = 1.0
 _SPAN_SECONDS = 0.9  # steps that take longer may see the next round begin
-_STEPS = 32
+_STEPS = 16
 _NEVER = 2**30  # steps to the next snapshot
 
 

@@ -25,7 +25,7 @@ def run_bench(options: BenchOptions) -> int:
     from isotherm.bench.show import show_report, show_shortfalls, wide_console
 
     stderr = Console(stderr=True, highlight=False)
-    report = measure_heat(quick=options.quick, tell=stderr.print)
+    report = measure_heat(quick=options.quick, tell=lambda text: stderr.print(text, soft_wrap=True))
     if options.json:
         json.dump(report.as_dict(), sys.stdout)
         sys.stdout.write("\n")
