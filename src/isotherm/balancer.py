@@ -366,7 +366,6 @@ class Balancer:
             skipped_snapshots=self._collector.skipped_snapshots,
             failures=self._failures,
             waits=forward_waits(),
-            main_cpu_seconds=self._forward.main_cpu_seconds,
             imbalance=self._imbalance,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TypeAlias
 
@@ -40,7 +39,6 @@ class ForwardPath:
         self.epoch = 0
         # The newest only: a server publishes for months.
         self.tables_in_force = deque([TablesInForce(0, 0)], maxlen=4096)
-        self.main_cpu_seconds = 0.0
         self._num_tokens: Number = 0
         self._num_decode: Number = 0
         self._ended: Handoff[tuple[int, int, Event]] = backend.handoff()
@@ -49,7 +47,6 @@ class ForwardPath:
 
     def begin(self, num_tokens: Number, num_decode: Number) -> None:
         """Begins a step, and puts the newest tables in force."""
-        begun = time.thread_time()
         with forward_path():
             counted = self.mode != "off"
             self._num_tokens = num_tokens if counted else 0
@@ -58,7 +55,6 @@ class ForwardPath:
             if epoch is not None:
                 self.epoch = epoch
                 self.tables_in_force.append(TablesInForce(self._collector.step, epoch))
-        self.main_cpu_seconds += time.thread_time() - begun
 
     def route(
         self,
@@ -70,11 +66,10 @@ class ForwardPath:
         micro_batch: int,
     ) -> torch.Tensor:
         """The slots of ``ids_TK``; None: the numbers of the step."""
-        begun = time.thread_time()
         with forward_path():
             if self.mode == "off":
                 num_tokens = 0
-            slots_TK = self._router.route(
+            return self._router.route(
                 layer,
                 ids_TK,
                 step=self._collector.step,
@@ -83,12 +78,9 @@ class ForwardPath:
                 first_token=first_token,
                 micro_batch=micro_batch,
             )
-        self.main_cpu_seconds += time.thread_time() - begun
-        return slots_TK
 
     def end(self) -> None:
         """Ends the step: takes a snapshot where one is due, and tells the heartbeat when this is done."""
-        begun = time.thread_time()
         with forward_path():
             self._collector.advance(
                 num_tokens=self._num_tokens,
@@ -98,7 +90,6 @@ class ForwardPath:
             if len(self._ended) < _ENDED_AT_MOST:
                 event = self._backend.main_stream().record_event()
                 self._ended.put((self.epoch, self._collector.step, event))
-        self.main_cpu_seconds += time.thread_time() - begun
 
     def finished(self) -> tuple[int, int]:
         """The newest tables with which a step is seen done on the engine's stream, and the steps done. On

@@ -23,8 +23,8 @@ class Statistics:
 
     ``gathered_step`` is the step up to which heat of all ranks is known here. ``moves`` counts experts
     moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits`` counts the times that a call
-    on the forward path blocked the host, in this process. ``main_cpu_seconds`` is CPU time of the engine's
-    thread in Isotherm. ``imbalance`` is what the last window carried, None before the first.
+    on the forward path blocked the host, in this process. ``imbalance`` is what the last window carried,
+    None before the first.
     """
 
     state: State
@@ -40,7 +40,6 @@ class Statistics:
     skipped_snapshots: int
     failures: int
     waits: int
-    main_cpu_seconds: float
     imbalance: float | None
 
 

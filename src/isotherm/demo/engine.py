@@ -171,14 +171,12 @@ class _Steps:
     def run(self, ids: torch.Tensor) -> torch.Tensor:
         engine, meter = self._engine, self._engine.meter
         meter.reset()
-        isotherm_begun = engine.balancer.statistics().main_cpu_seconds
         begun = time.thread_time()
         with self._span(f"forward {len(self._received)}", "main"):
             logits: torch.Tensor = engine.model(input_ids=ids, use_cache=False).logits
         forward = time.thread_time() - begun
-        isotherm = engine.balancer.statistics().main_cpu_seconds - isotherm_begun
         self._received.append(list(meter.received_L))
-        self._seconds.append((meter.expert_seconds, forward, isotherm))
+        self._seconds.append((meter.expert_seconds, forward, meter.isotherm_seconds))
         self._digests.append(hashlib.blake2b(logits.numpy().tobytes(), digest_size=16).digest())
         return logits
 

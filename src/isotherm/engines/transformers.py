@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,14 +31,25 @@ _IMPLEMENTATION = "isotherm"
 
 @dataclass
 class ExpertMeter:
-    """What the experts of this rank did since ``reset``: pairs received per layer, CPU seconds."""
+    """What this rank did since ``reset``: pairs that its experts received per layer, and CPU seconds of the
+    calling thread in the experts and in Isotherm."""
 
     received_L: list[int]
     expert_seconds: float = 0.0
+    isotherm_seconds: float = 0.0
 
     def reset(self) -> None:
         self.received_L[:] = [0] * len(self.received_L)
-        self.expert_seconds = 0.0
+        self.expert_seconds = self.isotherm_seconds = 0.0
+
+    @contextmanager
+    def in_isotherm(self) -> Iterator[None]:
+        """Adds the CPU time that the block takes."""
+        begun = time.thread_time()
+        try:
+            yield
+        finally:
+            self.isotherm_seconds += time.thread_time() - begun
 
 
 @dataclass
@@ -83,20 +96,24 @@ class ExpertParallelModel:
             self._padding_T = (mask[:, -length:] == 0).reshape(-1)
             num_tokens -= int(self._padding_T.sum())
         self._decode = length == 1
-        self.balancer.begin_step(num_tokens, num_decode_tokens=num_tokens if self._decode else 0)
+        with self.meter.in_isotherm():
+            self.balancer.begin_step(num_tokens, num_decode_tokens=num_tokens if self._decode else 0)
 
     def _route(self, layer: int, ids_TK: torch.Tensor) -> torch.Tensor:
         if self._padding_T is None:
-            return self.balancer.route(layer, ids_TK)
+            with self.meter.in_isotherm():
+                return self.balancer.route(layer, ids_TK)
         # Padding stands between real tokens: every row is read, and padded ones name no expert.
         ids_TK = ids_TK.masked_fill(self._padding_T[:, None], -1)
         rows = len(ids_TK)
-        return self.balancer.route(
-            layer, ids_TK, num_tokens=rows, num_decode_tokens=rows if self._decode else 0
-        )
+        with self.meter.in_isotherm():
+            return self.balancer.route(
+                layer, ids_TK, num_tokens=rows, num_decode_tokens=rows if self._decode else 0
+            )
 
     def _end(self, module: Any, args: Any, output: Any) -> None:
-        self.balancer.end_step()
+        with self.meter.in_isotherm():
+            self.balancer.end_step()
 
 
 def parallelize(
