@@ -125,6 +125,13 @@ def test_the_operator_says_what_it_does():
     torch.library.opcheck(ops.count, (ids, state, heat, 1, 1))
 
 
+def test_ids_on_another_device_are_refused():
+    """Kernels are given addresses: one of another device would end the process."""
+    ids = torch.zeros((1, 1), dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="ids on meta given, the totals lie on cpu"):
+        Counted().counts.count(0, ids, num_tokens=1, num_decode=0)
+
+
 @pytest.mark.parametrize("heat", [torch.zeros((1, 2, 3, 4)), torch.zeros((1, 2, 4, 3), dtype=torch.int32).mT])
 def test_totals_that_a_kernel_would_misread_are_refused(heat):
     with pytest.raises(ValueError, match="heat_MKLE is"):

@@ -182,6 +182,26 @@ def test_ids_too_narrow_for_the_slots_are_refused():
         Counted(tables).route(torch.zeros((1, 1), dtype=torch.int8))
 
 
+def test_ids_on_another_device_are_refused():
+    """Kernels are given addresses: one of another device would end the process."""
+    _, _, tables = random_tables(np.random.default_rng(0), 4, 6)
+    ids = torch.zeros((1, 1), dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="ids on meta given, the tables lie on cpu"):
+        Counted(tables).route(ids)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 700])
+def test_many_experts_on_both_sides_of_the_border_between_few_and_many_pairs(tokens):
+    rng = np.random.default_rng(tokens)
+    _, _, tables = random_tables(rng, 256, 288)
+    counted = Counted(tables, 3, micro_batches=2)
+    ids = random_ids(rng, tokens, 256, 8)
+    for step in range(3):
+        scalars = random_scalars(rng, tokens) | {"step": step}
+        counted.words.zero_()
+        assert_counted(counted, ids, counted.route(ids, **scalars), **scalars)
+
+
 def test_two_threads_route_two_micro_batches_at_once():
     rng = np.random.default_rng(7)
     _, _, tables = random_tables(rng, 32, 48)

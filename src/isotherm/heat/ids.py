@@ -51,10 +51,13 @@ class IdCounts:
             num_tokens, num_decode, first_token: integers, or integer tensors of one element on the ids'
                 device, which the host then does not read.
             micro_batch: the lane that counts.
+
+        Raises:
+            ValueError: ids on another device than the totals.
         """
         kernel = self._kernels.get(ids_TK.dtype)
-        if kernel is None or not ids_TK.is_contiguous():
-            ids_TK = _known(ids_TK)
+        if kernel is None or not (ids_TK.is_cpu and ids_TK.is_contiguous()):
+            ids_TK = self._known(ids_TK)
             if not self._kernels:
                 numbers = (first_token, num_tokens, num_decode)
                 ops.count_on_device(ids_TK, numbers, self._rows[micro_batch][layer])
@@ -83,7 +86,18 @@ class IdCounts:
         """As `count`, for regions that `torch.compile` compiles or a device captures as a graph: one
         operator, ``isotherm::count``. ``state``, int64 [4] on the ids' device, is read at each replay: step
         (not used here), first_token, num_tokens, num_decode."""
-        ops.count(_known(ids_TK), state, self._heat_MKLE, layer, micro_batch)
+        ops.count(self._known(ids_TK), state, self._heat_MKLE, layer, micro_batch)
+
+    def _known(self, ids_TK: torch.Tensor) -> torch.Tensor:
+        """Ids as the kernels take them: contiguous, int64 or int32."""
+        if ids_TK.device.type != self._heat_MKLE.device.type:
+            raise ValueError(
+                f"ids on {ids_TK.device} given, the totals lie on {self._heat_MKLE.device}: put both on "
+                "one device"
+            )
+        if ids_TK.dtype not in (torch.int64, torch.int32):
+            ids_TK = ids_TK.long()
+        return ids_TK.contiguous()
 
     def _warm_device(self) -> None:
         """Compiles what Triton compiles at a first call, now: no token is counted."""
@@ -97,10 +111,3 @@ class IdCounts:
 def warm_up() -> None:
     """Compiles the CPU's kernels, or loads them from numba's cache: before serving."""
     ops.host_kernels()
-
-
-def _known(ids_TK: torch.Tensor) -> torch.Tensor:
-    """Ids as the kernels take them: contiguous, int64 or int32."""
-    if ids_TK.dtype not in (torch.int64, torch.int32):
-        ids_TK = ids_TK.long()
-    return ids_TK.contiguous()

@@ -130,10 +130,10 @@ class Router:
             micro_batch: the lane that counts, and part of the rounding.
 
         Raises:
-            ValueError: a dtype too narrow for the slots.
+            ValueError: ids on another device than the tables, or of a dtype too narrow for the slots.
         """
         kernel = self._kernels.get(ids_TK.dtype)
-        if kernel is None or not ids_TK.is_contiguous():
+        if kernel is None or not (ids_TK.is_cpu and ids_TK.is_contiguous()):
             known_TK = self._known(ids_TK)
             route = self.route if self._kernels else self._route_on_device
             return route(
@@ -189,6 +189,10 @@ class Router:
     def _known(self, ids_TK: torch.Tensor) -> torch.Tensor:
         """Ids as the kernels take them: contiguous, int64 or int32. One for each dtype would be compiled in
         the middle of serving."""
+        if ids_TK.device.type != self._block.device.type:
+            raise ValueError(
+                f"ids on {ids_TK.device} given, the tables lie on {self._block.device}: put both on one"
+            )
         if ids_TK.dtype in WARM_DTYPES:
             return ids_TK.contiguous()
         if torch.iinfo(ids_TK.dtype).max < self._slots - 1:
