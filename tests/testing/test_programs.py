@@ -15,7 +15,7 @@ from isotherm.heat import snapshots as heat_snapshots
 from isotherm.heat.snapshots import Snapshot, SnapshotRing
 from isotherm.mover.transport import HostTransport
 from isotherm.router import staging as router_staging
-from isotherm.streams import Completion, Event, Handoff
+from isotherm.streams import Completion, Event, Handoff, Stream
 from isotherm.testing import explore as explore_module
 from isotherm.testing.explore import Program, ScheduleError, explore, explore_all, main, run
 from isotherm.testing.findings import Finding, FreedInUse, Race
@@ -217,6 +217,19 @@ def lent_counts_are_taken_for_handed_over(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(HeatCollector, "count", keeping)
 
 
+def snapshots_land_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong stream: it reads what the side stream counts."""
+    try_take = SnapshotRing.try_take
+    streams: list[Stream] = []
+
+    def taking(self: SnapshotRing, step: int, tokens_K: tuple[int, ...], main: Stream, side: Stream) -> bool:
+        if not streams or streams[0]._device is not side._device:  # type: ignore[attr-defined]
+            streams[:] = [SimulatedBackend(side._device).side_stream("landing")]  # type: ignore[attr-defined]
+        return try_take(self, step, tokens_K, main, streams[0])
+
+    monkeypatch.setattr(SnapshotRing, "try_take", taking)
+
+
 def tables_are_staged_where_the_device_still_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router_staging, "Completion", _Hasty)
 
@@ -268,6 +281,12 @@ MUTANTS: tuple[tuple[Mutate, Program, type, tuple[str, ...]], ...] = (
     (totals_are_not_copied_on_main, heat_from_ids, Race, ("'totals'", "land")),
     (nobody_owns_counts_that_were_handed_over, heat_from_received, FreedInUse, ("a Completion of an event",)),
     (lent_counts_are_taken_for_handed_over, heat_from_received, Race, ("'lent counts'", "heat")),
+    (
+        snapshots_land_on_a_stream_of_their_own,
+        heat_from_received,
+        Race,
+        ("landing must wait for an event recorded on heat behind",),
+    ),
     (
         tables_are_staged_where_the_device_still_reads,
         tables_change_while_routing,

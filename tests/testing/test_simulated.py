@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -98,6 +99,42 @@ def test_memory_of_the_device_cannot_be_read_from_the_host() -> None:
             torch.tensor([1, 2], device=simulation.device) + 1
         assert (tensor + torch.tensor(3)).tolist() == [3] * 4, "a number may lie on the host"
         assert "int64 [4]" in repr(tensor)
+
+
+def test_a_second_real_thread_is_refused() -> None:
+    refused = []
+
+    def use(tensor: torch.Tensor) -> None:
+        try:
+            tensor.add_(1)
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    with Simulation(MainFirst()) as simulation:
+        thread = threading.Thread(target=use, args=(cell(simulation),))
+        thread.start()
+        thread.join()
+    assert "driven by one real thread" in refused[0]
+
+
+@torch.library.custom_op("isotherm_tests::add_twice", mutates_args=("totals",))
+def add_twice(totals: torch.Tensor, counts: torch.Tensor) -> None:
+    totals.add_(counts)
+    totals.add_(counts)
+
+
+def test_a_custom_operator_launches_what_it_calls() -> None:
+    with Simulation(MainFirst()) as simulation:
+        totals, counts = cell(simulation), cell(simulation, "counts").add_(2)
+        with simulation.capture() as graph:
+            add_twice(totals, counts)
+        graph.replay()
+        graph.replay()
+        simulation.backend.main_stream().submit(lambda: add_twice(totals, counts), writes=[totals])
+        assert totals.tolist() == [12] * 4
+    assert [type(finding) for finding in simulation.findings] == [Undeclared] * 2, (
+        "what each of its lines reads"
+    )
 
 
 def test_nothing_runs_until_somebody_could_tell() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from isotherm.heat import HeatCollector
 from isotherm.streams import Stream, backend_for
 from isotherm.testing.findings import Finding, Race, Undeclared, UnexplainedWrite
+from isotherm.testing.programs.parts import LoneLink
 from isotherm.testing.streams_contract import CHECKS
 from isotherm.testing.watched import WatchedBackend, watch
+from isotherm.topology import MoEShape, Topology
 
 
 @pytest.fixture
@@ -34,11 +38,20 @@ def submit_add(stream: Stream, totals: torch.Tensor, counts: torch.Tensor) -> No
     stream.submit(lambda: totals.add_(counts), reads=[counts], writes=[totals])
 
 
-@pytest.mark.parametrize("canaries", [False, True])
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+ABOUT_CONCURRENCY = ("streams_run_side_by_side", "a_stream_passes_an_event_already_done")
+"""With canaries work runs one at a time, which is what these checks forbid."""
+
+
+@pytest.mark.parametrize(
+    ("check", "canaries"),
+    [
+        pytest.param(check, canaries, id=f"{check.__name__}{'-canaries' * canaries}")
+        for check in CHECKS
+        for canaries in (False, True)
+        if not (canaries and check.__name__ in ABOUT_CONCURRENCY)
+    ],
+)
 def test_the_contract_of_streams(check: Callable[..., None], canaries: bool) -> None:
-    if canaries and check.__name__ in ("streams_run_side_by_side", "a_stream_passes_an_event_already_done"):
-        pytest.skip("with canaries work runs one at a time, which is what this check is about")
     backend = watch(backend_for("cpu"), canaries=canaries)
     check(backend)
     backend.detector.check()
@@ -52,16 +65,12 @@ def test_only_the_host_is_watched() -> None:
         watch(Elsewhere())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("is_edge", [True, False])
-def test_two_streams_on_one_tensor(backend: WatchedBackend, is_edge: bool) -> None:
+def test_who_saw_it_done_orders_what_it_submits(backend: WatchedBackend) -> None:
     totals, counts = torch.zeros(4), torch.ones(4)
     backend.name(totals, "totals")
     first, second = backend.side_stream("first"), backend.side_stream("second")
     submit_add(first, totals, counts)
-    written = first.record_event()
     first.synchronize()
-    if is_edge:
-        second.wait_event(written)
     # The host saw the first one done, and so does what it submits: an edge of its own.
     worker = threading.Thread(target=submit_add, args=(second, totals, counts))
     worker.start()
@@ -229,3 +238,37 @@ def test_memory_that_comes_again_at_the_same_address_is_other_memory(backend: Wa
 def test_events_of_elsewhere_are_refused(backend: WatchedBackend) -> None:
     with pytest.raises(TypeError, match="watch its backend too"):
         backend.side_stream("heat").wait_event(backend_for("cpu").main_stream().record_event())
+
+
+@pytest.mark.parametrize("source", ["ids", "received"])
+def test_our_own_collector_on_real_threads(source: str) -> None:
+    """The engine's thread, the heartbeat's and the side stream's, each at its own pace."""
+    backend, windows = watch(backend_for("cpu")), []
+    shape, topology = MoEShape(layers=2, experts=4, top_k=2), Topology(ranks=1, slots_per_rank=4)
+    collector = HeatCollector(
+        shape,
+        topology,
+        LoneLink(),
+        source=source,
+        window_steps=2,
+        backend=backend,
+        heartbeat_seconds=0.001,
+    )
+    collector.on_window(windows.append)
+    ids_TK = torch.arange(6).remainder(4).view(3, 2)
+    for _ in range(40):
+        for layer in range(shape.layers):
+            if source == "ids":
+                collector.count_ids(layer, ids_TK)
+            else:
+                collector.count(layer, torch.tensor([2, 2, 1, 1]))
+        collector.end_step(num_tokens=3)
+        collector._side.synchronize()
+    deadline = time.monotonic() + 20
+    while sum(window.steps for window in windows) < 40 and time.monotonic() < deadline:
+        time.sleep(0.001)
+        collector.end_step(num_tokens=0)  # the last snapshots may have been skipped
+    collector.close()
+    backend.detector.check()
+    counted_LE = sum(window.heat_LE for window in windows)
+    assert counted_LE.tolist() == [[80, 80, 40, 40]] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Device:
         self.arena = Arena(arena_bytes)
         self.host_waits = 0
         self.allocations = 0
+        self._real_thread = threading.get_ident()
         self.captured: list[Task] | None = None  # of the graph that is being captured
         self.scope: Scope | None = None
         self._runner = Runner(schedule, self.arena, self.detector)
@@ -207,7 +209,16 @@ class Device:
         self._runner.run_all()
 
     def reap(self) -> None:
-        """Deals with memory that was freed since the last call: it is somebody else's at once."""
+        """Deals with memory that was freed since the last call: it is somebody else's at once.
+
+        Raises:
+            RuntimeError: called from a second real thread.
+        """
+        if threading.get_ident() != self._real_thread:
+            raise RuntimeError(
+                "a simulation is driven by one real thread: make rounds by hand, within "
+                "`simulation.host_thread(name)`, instead of starting threads"
+            )
         while self.arena.freed:
             allocation = self.arena.freed.popleft()
             allocation.is_freed = True

@@ -6,7 +6,9 @@
 
 Inside, tensors made on ``simulation.device`` lie in simulated memory, and every operation on them is
 enqueued and runs when the schedule says. Code that takes an `isotherm.streams.Backend` takes
-``simulation.backend``. One real thread plays every thread of the program.
+``simulation.backend``. One real thread plays every thread of the program. Of what the program does to pinned
+memory by itself, ``numpy()`` counts as a read at that moment; a write must be declared, by work of
+``backend.caller_stream()``. An array that is kept and read later is not seen.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class WatchedBackend:
     seen that go through ``caller_stream`` or ``main_stream``, or are torch's within ``watching_torch``.
 
     A thread begins behind what all others have done when it first comes here, and what a thread did that
-    has ended happened before everything since.
+    has ended happened before everything since. Work on a side stream does not use the backend itself.
     """
 
     def __init__(self, inner: Backend, *, canaries: bool) -> None:
