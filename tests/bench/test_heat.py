@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 
 from isotherm.balancer import Balancer
-from isotherm.bench.arms import balancer_arm, ids_arm, plain_arm, received_arm
+from isotherm.bench.arms import balancer_arm, counting_arm, ids_arm, plain_arm, received_arm
 from isotherm.bench.clocks import has_thread_clocks, our_threads, thread_cpu_ns
 from isotherm.bench.echo import EchoLink
 from isotherm.bench.engine import EP2, TOKENS, SyntheticEngine
+from isotherm.bench.exposed import StepTimings
 from isotherm.bench.ranks import run_ranks
 from isotherm.bench.traffic import EP32, SHAPE, Traffic
 from isotherm.bench.turns import take_turns
@@ -145,6 +146,20 @@ def test_the_arm_of_received_counts_counts_every_layer():
     collector.close()
 
 
+def test_counting_alone_takes_no_snapshot_and_loses_nothing():
+    engine = SyntheticEngine(rank=0, quick=True)
+    collector = HeatCollector(SHAPE, EP2, EchoLink(2), source="received", window_steps=4, slices=1)
+    counting_arm("counting", collector, engine).run_steps(engine, 5)
+    assert collector.gathered_step == 0
+    arm = received_arm("on", collector, engine, snapshot_steps=4)
+    arm.run_steps(engine, 3)
+    arm.settle()
+    window = collector.poll()
+    assert window.slice_steps == (0, 8)
+    assert np.array_equal(window.slot_load_LGS[:, 0], received_in(8))
+    collector.close()
+
+
 def test_the_arm_of_ids_counts_every_layer():
     engine = SyntheticEngine(rank=0, quick=True)
     collector = HeatCollector(SHAPE, EP2, EchoLink(2), source="ids", window_steps=2, slices=1)
@@ -213,3 +228,9 @@ def _die_on(rank):
     if dist.get_rank() == rank:
         os._exit(3)
     time.sleep(60)
+
+
+def test_a_gather_is_spread_over_the_steps_between_two_snapshots():
+    # Blocks of 4 steps: 8 more per step is 32 for the gather, a quarter per step where 128 share it.
+    of = {name: np.full((3, 2), value) for name, value in (("off", 10.0), ("counting", 12.0), ("on", 20.0))}
+    assert StepTimings(of).as_by_default.tolist() == [[2.25, 2.25]] * 3

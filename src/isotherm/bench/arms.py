@@ -88,6 +88,16 @@ def received_arm(name: str, collector: HeatCollector, engine: SyntheticEngine, *
     )
 
 
+def counting_arm(name: str, collector: HeatCollector, engine: SyntheticEngine) -> Arm:
+    """As `received_arm`, and no snapshot is taken."""
+    received = engine.received
+    return Arm(
+        name,
+        layer=lambda layer, batch: collector.count(layer, received[batch]),
+        end_step=lambda: collector.advance(num_tokens=TOKENS, num_decode=0, snapshots=False),
+    )
+
+
 def ids_arm(name: str, collector: HeatCollector, engine: SyntheticEngine, *, snapshot_steps: int) -> Arm:
     """The engine hands over what its tokens chose."""
     ids = engine.ids

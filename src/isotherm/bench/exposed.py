@@ -12,8 +12,15 @@ import torch.distributed as dist
 
 from isotherm.arrays import FloatArray
 from isotherm.balancer import Balancer
-from isotherm.bench.arms import Arm, balancer_arm, plain_arm, received_arm, reverted_arm, reverted_heat
-from isotherm.bench.clocks import quiet
+from isotherm.bench.arms import (
+    Arm,
+    balancer_arm,
+    counting_arm,
+    plain_arm,
+    received_arm,
+    reverted_arm,
+    reverted_heat,
+)
 from isotherm.bench.engine import EP2, SyntheticEngine
 from isotherm.bench.figures import Figure, Section, Target
 from isotherm.bench.traffic import SHAPE
@@ -29,44 +36,53 @@ _OFFSET = _STEPS - 1
 
 _NOTE = (
     "Steps of a synthetic engine (58 layers of about 0.7 ms, 128 tokens) in blocks of 4 that take turns, A "
-    "B C C B A; differences of blocks of one turn, averaged over both ranks: the median, with its 95 % "
-    "interval. A block with collection on holds one snapshot and its gather, one for 4 steps where the "
-    "default is one for 128; ranks meet before a block, untimed. Wall time includes what heartbeats, the "
-    "planner of rank 0 and the other process take from the cores and the interpreter's lock; CPU time is "
-    "the main thread's alone. Balancer: on observes, off maps and counts nothing. HeatCollector and "
-    "reverted: counts of 144 slots a rank; off is the engine alone."
+    "B C C B A; differences within a turn, averaged over both ranks: the median, with its 95 % interval. A "
+    "block with collection on holds one snapshot and its gather; ranks meet before a block, untimed. A "
+    "snapshot in 128 steps, the default: counting, and a 32nd of what the gather adds to a block. Wall time "
+    "includes what heartbeats, the planner of rank 0 and the other process take from the cores and the "
+    "interpreter's lock; CPU time is the main thread's alone. Balancer: on observes, off maps and counts "
+    "nothing. HeatCollector and reverted: counts of 144 slots a rank, 16 times those of EP32; off is the "
+    "engine alone."
 )
 _CLOCKS = ("wall", "CPU")
 
 
 @dataclass(frozen=True)
-class _Timings:
-    """Microseconds of a step, wall and CPU, by arm: [blocks, 2]."""
+class StepTimings:
+    """Microseconds of a step, wall and CPU, by arm: [turns, 2]."""
 
     of: dict[str, FloatArray]
 
+    @property
+    def off(self) -> FloatArray:
+        """The median step without collection, wall and CPU."""
+        middle: FloatArray = np.median(self.of["off"], axis=0)
+        return middle
+
     def minus(self, arm: str, other: str) -> FloatArray:
+        """Differences within a turn."""
         return self.of[arm] - self.of[other]
 
-    def relative(self, arm: str, other: str) -> FloatArray:
-        """Differences as parts of the median step of ``other``."""
-        return self.minus(arm, other) / np.median(self.of[other], axis=0)
+    @property
+    def as_by_default(self) -> FloatArray:
+        """Collection on minus off with one snapshot for as many steps as by default: counting, and the part
+        of a gather that falls on a step then."""
+        return self.minus("counting", "off") + self.minus("on", "counting") * _STEPS / Config().snapshot_steps
 
 
 def measure_exposed(*, quick: bool) -> Section:
     """Differences of steps with collection and without. Called on every rank."""
     turns = 2 if quick else 20
     engine = SyntheticEngine(dist.get_rank(), quick=quick)
-    with quiet():
-        with _balancer_arms(engine) as arms:
-            balancer = _measure(engine, arms, turns)
-        with _received_arms(engine) as arms:
-            received = _measure(engine, arms, turns)
+    with _balancer_arms(engine) as arms:
+        balancer = _measure(engine, arms, turns)
+    with _received_arms(engine) as arms:
+        received = _measure(engine, arms, turns)
     figures = [
-        *_step_figures("engine alone, a step", received.of["off"]),
-        *_difference_figures("Balancer", balancer, "on"),
-        *_difference_figures("HeatCollector", received, "on"),
-        *_difference_figures("reverted", received, "reverted"),
+        *_step_figures("engine alone", received.of["off"]),
+        *_difference_figures("Balancer", balancer),
+        *_difference_figures("HeatCollector", received),
+        *_figures("reverted: on - off", received.minus("reverted", "off"), received.off),
     ]
     section = Section("Engine steps: collection on minus off", _NOTE, tuple(figures))
     return replace(section, targets=_targets(section))
@@ -80,6 +96,7 @@ def _balancer_arms(engine: SyntheticEngine) -> Iterator[list[Arm]]:
     try:
         yield [
             balancer_arm("off", balancer, engine, mode="off", snapshot_steps=_STEPS),
+            balancer_arm("counting", balancer, engine, mode="count", snapshot_steps=_STEPS),
             balancer_arm("on", balancer, engine, mode="observe", snapshot_steps=_STEPS),
         ]
     finally:
@@ -95,6 +112,7 @@ def _received_arms(engine: SyntheticEngine) -> Iterator[list[Arm]]:
         try:
             yield [
                 plain_arm("off"),
+                counting_arm("counting", collector, engine),
                 received_arm("on", collector, engine, snapshot_steps=_STEPS),
                 reverted_arm("reverted", reverted, engine, gather_steps=_STEPS),
             ]
@@ -102,11 +120,11 @@ def _received_arms(engine: SyntheticEngine) -> Iterator[list[Arm]]:
             collector.close()
 
 
-def _measure(engine: SyntheticEngine, arms: Sequence[Arm], turns: int) -> _Timings:
+def _measure(engine: SyntheticEngine, arms: Sequence[Arm], turns: int) -> StepTimings:
     # The arm that collects counts its steps; these bring its snapshot to the place in a block.
     arms[1].prepare()
     arms[1].run_steps(engine, _OFFSET)
-    return _Timings(take_turns(arms, turns, lambda arm: _time_block(engine, arm)))
+    return StepTimings(take_turns(arms, turns, lambda arm: _time_block(engine, arm)))
 
 
 def _time_block(engine: SyntheticEngine, arm: Arm) -> tuple[float, float]:
@@ -119,20 +137,30 @@ def _time_block(engine: SyntheticEngine, arm: Arm) -> tuple[float, float]:
 
 def _step_figures(row: str, timings: FloatArray) -> list[Figure]:
     return [
-        Figure.of(row, clock, "µs", values.tolist()) for clock, values in zip(_CLOCKS, timings.T, strict=True)
+        Figure.of(row, f"{clock}, a step", "µs", values.tolist())
+        for clock, values in zip(_CLOCKS, timings.T, strict=True)
     ]
 
 
-def _difference_figures(name: str, timings: _Timings, on: str) -> list[Figure]:
-    rows = (
-        (f"{name}: on - off, a step", "µs", timings.minus(on, "off")),
-        (f"{name}: on - off, part of a step", "%", 100 * timings.relative(on, "off")),
-    )
+def _difference_figures(name: str, timings: StepTimings) -> list[Figure]:
     return [
-        Figure.of_differences(row, clock, unit, values.tolist())
-        for row, unit, both in rows
-        for clock, values in zip(_CLOCKS, both.T, strict=True)
+        *_figures(f"{name}: counting - off", timings.minus("counting", "off"), timings.off),
+        *_figures(f"{name}: on - off, a snapshot in 4 steps", timings.minus("on", "off"), timings.off),
+        *_figures(_by_default(name), timings.as_by_default, timings.off),
     ]
+
+
+def _by_default(name: str) -> str:
+    return f"{name}: on - off, a snapshot in {Config().snapshot_steps} steps"
+
+
+def _figures(row: str, differences: FloatArray, off: FloatArray) -> list[Figure]:
+    """Differences as they are, and as parts of a step without collection."""
+    figures = []
+    for clock, values, step in zip(_CLOCKS, differences.T, off, strict=True):
+        figures.append(Figure.of_differences(row, f"{clock}, a step", "µs", values.tolist()))
+        figures.append(Figure.of_differences(row, f"{clock}, of a step", "%", (100 * values / step).tolist()))
+    return figures
 
 
 def _targets(section: Section) -> tuple[Target, ...]:
@@ -140,7 +168,7 @@ def _targets(section: Section) -> tuple[Target, ...]:
     return tuple(
         Target(
             f"a step's wall time, {name} on - off, lower end of the 95 % interval, %",
-            section.figure(f"{name}: on - off, part of a step", "wall").low,
+            section.figure(_by_default(name), "wall, of a step").low,
             0.0,
         )
         for name in ("Balancer", "HeatCollector")

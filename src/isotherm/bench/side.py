@@ -10,7 +10,7 @@ from threading import Thread
 import torch.distributed as dist
 
 from isotherm.balancer import Balancer
-from isotherm.bench.clocks import has_thread_clocks, our_threads, quiet, thread_cpu_ns
+from isotherm.bench.clocks import has_thread_clocks, our_threads, thread_cpu_ns
 from isotherm.bench.engine import EP2, TOKENS, SyntheticEngine
 from isotherm.bench.figures import Figure, Section, Target
 from isotherm.bench.traffic import SHAPE
@@ -36,7 +36,7 @@ def measure_side_threads(*, quick: bool) -> Section:
     engine = SyntheticEngine(dist.get_rank(), quick=quick)
     busy: dict[str, int] = {}
     spans, rounds_ns = 0, []
-    with _balancer() as balancer, quiet():
+    with _balancer() as balancer:
         threads = our_threads()
         _await_round(balancer)
         for _ in range(1 if quick else 5):
