@@ -1,6 +1,6 @@
 """Draws one rank of a timeline that `isotherm demo --timeline FILE` wrote.
 
-    python examples/draw_timeline.py timeline.json --out docs/streams.png
+python examples/draw_timeline.py timeline.json --out docs/streams.png
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ from isotherm.control import Announcer, GroupLink, Heartbeat, Link, Span, check_
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.errors import IsothermError
-from isotherm.forward import ForwardPath, Number, check_tokens
+from isotherm.forward import ForwardPath, check_tokens
 from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
 from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Rules, Transport, Weights
+from isotherm.numbers import Number
 from isotherm.placement import Placement, Plan, digest
 from isotherm.router import Router, RoutingTables, TableShelf
 from isotherm.status import Memory, State, Statistics, TablesInForce

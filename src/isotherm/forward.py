@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TypeAlias
 
 import torch
 
 from isotherm.config import Mode
 from isotherm.heat import HeatCollector
+from isotherm.numbers import Number
 from isotherm.router import Router, TableShelf
 from isotherm.status import TablesInForce
 from isotherm.streams import Backend, Event, Handoff, forward_path
-
-Number: TypeAlias = int | torch.Tensor
-"""A plain number, or a tensor of one integer on the device."""
 
 _ENDED_AT_MOST = 64
 """Ended steps on their way to the heartbeat. A heartbeat that waits for a peer takes none, and later steps

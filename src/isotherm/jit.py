@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -46,13 +47,13 @@ def entry(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @cache
-def has_triton() -> bool:
-    """Whether Triton, which compiles for accelerators, can be imported."""
-    try:
-        import triton  # noqa: F401 - whether it can be imported is the question
-    except ImportError:
-        return False
-    return True
+def triton_compiles_for(device_type: str) -> bool:
+    """Whether Triton is installed and compiles for devices of this type: the accelerator that is here, and
+    no other (not what a simulation calls a device)."""
+    import torch
+
+    present = torch.accelerator.current_accelerator(check_available=True)
+    return present is not None and present.type == device_type and find_spec("triton") is not None
 
 
 def int32_at(address: int, length: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from isotherm.heat.aside import DeviceGroup, TorchDeviceGroup
 from isotherm.heat.buffers import Source, make_heat_buffers, memory_of_heat
 from isotherm.heat.gather import HeatGather
 from isotherm.heat.ids import IdCounts, warm_up
+from isotherm.numbers import Number
 from isotherm.placement import Placement, digest
 from isotherm.status import Memory
 from isotherm.streams import Backend, Stream, backend_for, count_wait, forward_path
@@ -172,9 +173,9 @@ class HeatCollector:
         layer: int,
         ids_TK: torch.Tensor,
         *,
-        num_tokens: int | torch.Tensor | None = None,
-        num_decode: int | torch.Tensor = 0,
-        first_token: int | torch.Tensor = 0,
+        num_tokens: Number | None = None,
+        num_decode: Number = 0,
+        first_token: Number = 0,
         micro_batch: int = 0,
     ) -> None:
         """Counts this rank's own tokens of one layer, on the engine's stream. Never waits.
@@ -253,7 +254,7 @@ class HeatCollector:
         with forward_path():
             self._received.load(placement, self._backend.main_stream(), self._side)
 
-    def end_step(self, *, num_tokens: int | torch.Tensor, num_decode: int | torch.Tensor = 0) -> None:
+    def end_step(self, *, num_tokens: Number, num_decode: Number = 0) -> None:
         """Ends a step of the engine: ``num_tokens`` real tokens of this rank, ``num_decode`` of them
         decode tokens; 0 for a dummy step. Plain numbers, or tensors of one integer on the device. Every
         rank ends the same steps. Never waits."""
@@ -263,9 +264,7 @@ class HeatCollector:
                 count_wait()
                 self._heartbeat.beat()
 
-    def advance(
-        self, *, num_tokens: int | torch.Tensor, num_decode: int | torch.Tensor, snapshots: bool = True
-    ) -> None:
+    def advance(self, *, num_tokens: Number, num_decode: Number, snapshots: bool = True) -> None:
         """Ends a step without a round: for the balancer, which makes its own."""
         self._add_tokens(num_tokens, num_decode)
         self.step += 1
@@ -280,7 +279,7 @@ class HeatCollector:
         if taken and self._heartbeat is not None:
             self._heartbeat.poke()
 
-    def _add_tokens(self, num_tokens: int | torch.Tensor, num_decode: int | torch.Tensor) -> None:
+    def _add_tokens(self, num_tokens: Number, num_decode: Number) -> None:
         if isinstance(num_tokens, int) and isinstance(num_decode, int):
             self._tokens_K[0] += num_tokens - num_decode
             self._tokens_K[1] += num_decode
@@ -330,7 +329,7 @@ class HeatCollector:
             self._callback_failed = True
 
 
-def _scalar(number: int | torch.Tensor) -> int | torch.Tensor:
+def _scalar(number: Number) -> Number:
     return number.reshape(()) if isinstance(number, torch.Tensor) else number
 
 

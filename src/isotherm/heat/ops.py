@@ -10,7 +10,7 @@ import torch
 
 from isotherm.heat import device
 from isotherm.heat.kernels import count_int32, count_int64
-from isotherm.jit import entry, has_triton
+from isotherm.jit import entry, triton_compiles_for
 from isotherm.numbers import Numbers
 
 
@@ -41,7 +41,7 @@ def _(
 def count_on_device(ids_TK: torch.Tensor, numbers: Numbers, heat_KE: torch.Tensor) -> None:
     """Counts contiguous ids on an accelerator: by one Triton kernel where Triton is installed, else by
     torch's operations."""
-    if not ids_TK.is_cpu and has_triton():
+    if triton_compiles_for(ids_TK.device.type):
         from isotherm.heat import triton_kernels
 
         triton_kernels.count(ids_TK, numbers, heat_KE)

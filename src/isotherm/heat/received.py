@@ -153,11 +153,13 @@ class ReceivedCounts:
 
     def fold(self, main: Stream, side: Stream | None) -> None:
         """Folds every row, each on its own stream. Never waits."""
-        for counts in self._main:
-            main.submit(counts.fold, reads=counts.read, writes=counts.written)
+        self._fold(self._main, main)
         if side is not None:
-            for counts in self._aside:
-                side.submit(counts.fold, reads=counts.read, writes=counts.written)
+            self._fold(self._aside, side)
+
+    def _fold(self, rows: list[SlotCounts], stream: Stream) -> None:
+        for counts in rows:
+            stream.submit(counts.fold, reads=counts.read, writes=counts.written)
 
     def load(self, placement: Placement, main: Stream, side: Stream | None) -> None:
         """From here on, in the order of each stream, slots hold what ``placement`` says; what was counted
@@ -172,11 +174,13 @@ class ReceivedCounts:
         source = self._backend.caller_stream()
         # An empty slot receives nothing, so it may stand for any expert.
         source.submit(lambda: _fill(experts_LS, content_LS), writes=[experts_LS])
-        self.fold(main, side)
+        self._fold(self._main, main)
         _load_all(self._main, experts_LS, main)
         taken = main.record_event()
         if side is not None and self._aside:
+            # For the first load: its row was made on the engine's stream.
             side.wait_event(taken)
+            self._fold(self._aside, side)
             _load_all(self._aside, experts_LS, side)
             taken = side.record_event()
         self._staging.append((experts_LS, Completion(taken, experts_LS)))

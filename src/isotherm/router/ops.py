@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from isotherm.jit import has_triton
+from isotherm.jit import triton_compiles_for
 from isotherm.numbers import Numbers
 from isotherm.router import device
 from isotherm.router.host import map_once
@@ -65,7 +65,7 @@ def map_on_device(
 ) -> torch.Tensor:
     """Slots of contiguous ids on an accelerator: by one Triton kernel where Triton is installed, else by
     torch's operations."""
-    if not ids_TK.is_cpu and has_triton():
+    if triton_compiles_for(ids_TK.device.type):
         from isotherm.router import triton_kernels
 
         return triton_kernels.map_and_count(ids_TK, numbers, base, tables, heat_KE, received_P)

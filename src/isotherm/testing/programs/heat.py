@@ -12,7 +12,7 @@ from isotherm.arrays import Int32Array, Int64Array
 from isotherm.control import Heartbeat
 from isotherm.heat import HeatCollector
 from isotherm.placement import Placement
-from isotherm.testing.programs.parts import LoneLink, by_torch_operations, some_content
+from isotherm.testing.programs.parts import LoneLink, some_content
 from isotherm.testing.simulated import Simulation
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import KINDS, HeatWindow
@@ -106,7 +106,7 @@ def heat_from_ids(simulation: Simulation) -> None:
     """Ids of two micro-batches on two streams of the engine, which orders them as it must."""
     traffic = np.random.default_rng(1)
     backend = simulation.backend
-    with torch.inference_mode(), by_torch_operations():
+    with torch.inference_mode():
         run = Collected(simulation, Topology(ranks=1, slots_per_rank=4), micro_batches=2)
         for step in range(STEPS):
             begun = backend.main_stream().record_event()
@@ -123,7 +123,7 @@ def heat_from_ids(simulation: Simulation) -> None:
 def heat_from_received(simulation: Simulation) -> None:
     """Received counts in every form, lent and handed over, while the slots change what they hold."""
     traffic = np.random.default_rng(2)
-    with torch.inference_mode(), by_torch_operations():
+    with torch.inference_mode():
         run = Collected(simulation, Topology(ranks=1, slots_per_rank=6), source="received")
         content_LS = np.tile(np.arange(6) % SHAPE.experts, (SHAPE.layers, 1)).astype(np.int32)
         for step in range(STEPS):
@@ -142,7 +142,7 @@ def heat_gathered_on_the_device(simulation: Simulation) -> None:
     times what this one does."""
     traffic = np.random.default_rng(3)
     group = simulation.collective_group(2, _thrice)
-    with torch.inference_mode(), by_torch_operations():
+    with torch.inference_mode():
         run = Collected(
             simulation,
             Topology(ranks=2, slots_per_rank=4),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import cast
-from unittest import mock
 
 import numpy as np
 import torch
@@ -13,18 +11,6 @@ import torch
 from isotherm.arrays import Int32Array, Int64Array
 from isotherm.control import Transfer
 from isotherm.control.link import WordArray
-from isotherm.heat import ops as heat_ops
-from isotherm.router import ops as router_ops
-
-
-@contextmanager
-def by_torch_operations() -> Iterator[None]:
-    """Within, ids are counted and mapped by torch's operations, which the simulation defers as a device does:
-    a Triton kernel needs a device that is not simulated."""
-    with ExitStack() as held:
-        for module in (heat_ops, router_ops):
-            held.enter_context(mock.patch.object(module, "has_triton", return_value=False))
-        yield
 
 
 class LoneLink:

@@ -11,7 +11,7 @@ from isotherm.arrays import Int32Array
 from isotherm.placement import Placement
 from isotherm.router import Router, RoutingTables
 from isotherm.router.staging import Staged
-from isotherm.testing.programs.parts import by_torch_operations, some_content
+from isotherm.testing.programs.parts import some_content
 from isotherm.testing.simulated import Simulation
 from isotherm.topology import MoEShape
 
@@ -33,7 +33,7 @@ class _Routed:
 def tables_change_while_routing(simulation: Simulation) -> None:
     """Every token goes to a slot that held its expert when it was routed, and is counted there once."""
     traffic, backend = np.random.default_rng(4), simulation.backend
-    with torch.inference_mode(), by_torch_operations():
+    with torch.inference_mode():
         heat_MKLE = torch.zeros((1, 2, SHAPE.layers, SHAPE.experts), dtype=torch.int32, device=backend.device)
         received_MLP = torch.zeros((1, SHAPE.layers, SLOTS), dtype=torch.int32, device=backend.device)
         simulation.name(heat_MKLE, "heat")
