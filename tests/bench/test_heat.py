@@ -20,6 +20,7 @@ from isotherm.bench.echo import EchoLink
 from isotherm.bench.engine import EP2, TOKENS, SyntheticEngine
 from isotherm.bench.exposed import StepTimings
 from isotherm.bench.ranks import run_ranks
+from isotherm.bench.side import side_section
 from isotherm.bench.traffic import EP32, SHAPE, Traffic
 from isotherm.bench.turns import take_turns
 from isotherm.bench.wire import LIMIT_BYTES, collector_bytes, measure_wire, measure_wire_on_ranks
@@ -108,6 +109,12 @@ def test_a_side_thread_that_works_is_seen():
     finally:
         stop.set()
         worker.join()
+
+
+def test_side_threads_are_held_to_nothing_and_only_where_steps_were_seen():
+    quiet, busy = (side_section(16, {"heat": 0, "heartbeat": ns}, [5]) for ns in (0, 1))
+    assert [target.ok for target in (*quiet.targets, *busy.targets)] == [True, False]
+    assert side_section(0, {}, [5]).targets == ()
 
 
 def test_traffic_chooses_distinct_experts_as_hot_as_it_says():

@@ -49,10 +49,12 @@ def measure_side_threads(*, quick: bool) -> Section:
             if is_between:
                 spans += 1
                 busy = {name: busy.get(name, 0) + between[name] - before[name] for name in threads}
-    return _section(spans * _STEPS, busy, rounds_ns)
+    return side_section(spans * _STEPS, busy, rounds_ns)
 
 
-def _section(steps: int, busy: dict[str, int], rounds_ns: list[int]) -> Section:
+def side_section(steps: int, busy: dict[str, int], rounds_ns: list[int]) -> Section:
+    """What the threads took, in nanoseconds, while ``steps`` were made between rounds, and in idle rounds.
+    Without steps nothing was seen, so there is no target to reach."""
     figures = [Figure.exact(f"{steps} steps", f"thread {name}", "ms", ns / 1e6) for name, ns in busy.items()]
     figures.append(Figure.of("an idle round", "thread heartbeat", "ms", [ns / 1e6 for ns in rounds_ns]))
     if not steps:
