@@ -9,7 +9,7 @@ from isotherm.bench.figures import Report
 from isotherm.bench.show import show_report, show_shortfalls, wide_console
 
 
-def main(files: list[str]) -> int:
+def show_files(files: list[str]) -> int:
     """Shows the reports in ``files``; the exit code."""
     reports = [Report.from_dict(json.loads(Path(file).read_text())) for file in files]
     console = wide_console()
@@ -20,4 +20,4 @@ def main(files: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(show_files(sys.argv[1:]))
