@@ -32,7 +32,7 @@ from isotherm.testing.schedules import MainFirst, RoundRobin, Schedule, Seeded, 
 from isotherm.testing.simulated import Simulation
 from isotherm.testing.simulated_streams import SimulatedBackend, SimulatedStream
 
-SEEDS = {"weights_move_while_used": 50, "weights_between_ranks": 80}
+SEEDS = {"tables_change_while_routing": 15, "weights_move_while_used": 50, "weights_between_ranks": 80}
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from isotherm.testing.programs.heat import heat_from_ids, heat_from_received, heat_gathered_on_the_device
 from isotherm.testing.programs.moving import weights_between_ranks, weights_move_while_used
-from isotherm.testing.programs.routing import tables_change_while_routing
+from isotherm.testing.programs.routing import (
+    tables_change_under_a_captured_graph,
+    tables_change_while_routing,
+)
 
 PROGRAMS = (
     heat_from_ids,
     heat_from_received,
     heat_gathered_on_the_device,
     tables_change_while_routing,
+    tables_change_under_a_captured_graph,
     weights_move_while_used,
     weights_between_ranks,
 )
