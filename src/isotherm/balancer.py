@@ -345,7 +345,13 @@ class Balancer:
         it is built, so that an engine can plan for them; nothing is made here. Beside a CPU the device's
         buffers are host memory too."""
         heat = memory_of_heat(
-            shape, topology, "mapped", micro_batches=micro_batches, aside=False, on_device=False
+            shape,
+            topology,
+            "mapped",
+            micro_batches=micro_batches,
+            queues_work=torch.device(device).type != "cpu",
+            inline=False,
+            on_device=False,
         )
         words = HeatGather.header_words + Announcer.header_words + Mover.header_words
         tables = Router.memory(shape, topology, micro_batches, device=device)

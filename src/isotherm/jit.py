@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -44,16 +43,6 @@ def entry(function: Callable[..., None]) -> Callable[..., None]:
     signature = (types.int64,) * dispatcher.py_func.__code__.co_argcount
     dispatcher.compile(signature)
     return cast(Callable[..., None], dispatcher.overloads[signature].entry_point)
-
-
-@cache
-def triton_compiles_for(device_type: str) -> bool:
-    """Whether Triton is installed and compiles for devices of this type: the accelerator that is here, and
-    no other (not what a simulation calls a device)."""
-    import torch
-
-    present = torch.accelerator.current_accelerator(check_available=True)
-    return present is not None and present.type == device_type and find_spec("triton") is not None
 
 
 def int32_at(address: int, length: int) -> np.ndarray:

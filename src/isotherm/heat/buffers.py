@@ -64,14 +64,15 @@ def memory_of_heat(
     source: Source,
     *,
     micro_batches: int,
-    aside: bool,
+    queues_work: bool,
+    inline: bool,
     on_device: bool,
 ) -> Memory:
-    """Bytes of what `make_heat_buffers` makes. ``aside``: there is a side stream and the device queues work;
-    ``on_device``: there is a device group."""
+    """Bytes of what `make_heat_buffers` makes. ``queues_work``: whether the device does; ``inline``: there is
+    no side stream; ``on_device``: there is a device group."""
     layout = _layout(shape, topology, source)
     own_slots = source == "received"
-    rows = micro_batches + (own_slots and aside)
+    rows = micro_batches + (own_slots and queues_work and not inline)
     row_bytes = landing_bytes = layout.row_bytes(rows)
     memory = Memory(device_bytes=row_bytes)
     if own_slots:
@@ -82,7 +83,8 @@ def memory_of_heat(
         memory += DeviceExchange.memory(layout, topology.ranks, own_slots=own_slots)
     else:
         memory += HostExchange.memory(layout)
-    return memory + SnapshotRing.memory(row_bytes, landing_bytes)
+    lands_at_once = not (queues_work or on_device)
+    return memory + SnapshotRing.memory(row_bytes, landing_bytes, lands_at_once=lands_at_once)
 
 
 def _layout(shape: MoEShape, topology: Topology, source: Source) -> TotalsLayout:

@@ -157,13 +157,13 @@ class HeatCollector:
         """Bytes of all buffers that a collector with these arguments makes, once, when it is built; nothing
         is made here. ``device_group``: whether one is given. Beside a CPU the device's buffers are host
         memory too."""
-        queues_work = torch.device(device).type != "cpu"
         heat = memory_of_heat(
             shape,
             topology,
             source,
             micro_batches=micro_batches,
-            aside=queues_work and not inline,
+            queues_work=torch.device(device).type != "cpu",
+            inline=inline,
             on_device=device_group,
         )
         return heat + Heartbeat.memory(topology.ranks, HeatGather.header_words)

@@ -1,6 +1,8 @@
-"""Counting ids on the CPU, where no mapping goes with it. Called by address (`isotherm.jit`)."""
+"""Counting on the CPU, where no mapping goes with it. Called by address (`isotherm.jit`)."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from isotherm.counting import count_pairs
 from isotherm.jit import int32_at, int64_at, kernel
@@ -44,6 +46,22 @@ def count_int32(
     ids = int32_at(ids_at, tokens * top_k)
     count_pairs(ids, first * top_k, middle * top_k, int32_at(decode_at, experts))
     count_pairs(ids, middle * top_k, stop * top_k, int32_at(prefill_at, experts))
+
+
+@kernel
+def add_int64(sums_at: int, counts_at: int, length: int) -> None:
+    """Adds int64 counts to int32 sums, modulo 2^32."""
+    sums, counts = int32_at(sums_at, length), int64_at(counts_at, length)
+    for index in range(length):
+        sums[index] += np.int32(counts[index])
+
+
+@kernel
+def add_int32(sums_at: int, counts_at: int, length: int) -> None:
+    """As `add_int64`, for int32 counts."""
+    sums, counts = int32_at(sums_at, length), int32_at(counts_at, length)
+    for index in range(length):
+        sums[index] += counts[index]
 
 
 @kernel

@@ -10,8 +10,9 @@ import torch
 
 from isotherm.heat import device
 from isotherm.heat.kernels import count_int32, count_int64
-from isotherm.jit import entry, triton_compiles_for
+from isotherm.jit import entry
 from isotherm.numbers import Numbers
+from isotherm.streams.compilers import triton_compiles_for
 
 
 @torch.library.custom_op("isotherm::count", mutates_args=("heat_MKLE",))

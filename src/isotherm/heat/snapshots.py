@@ -60,21 +60,25 @@ class SnapshotRing:
         self._totals = totals
         self._gather = gather
         self._span = span
-        rows_MW = totals.rows_MW
-        landing = tuple(rows_MW.shape) if gather is None else (gather.words,)
-        made = [
-            _Buffer(torch.zeros_like(rows_MW), backend.pinned_empty(landing, rows_MW.dtype))
-            for _ in range(BUFFERS)
-        ]
-        self._free = backend.handoff(made)
+        # Where totals lie in host memory and nothing is gathered on the way, the copy of them has landed.
+        self._lands_at_once = gather is None and not backend.queues_work
+        self._free = backend.handoff([self._make_buffer(backend) for _ in range(BUFFERS)])
         self._taken = backend.handoff(list[Snapshot]())
         self._held: deque[Snapshot] = deque()  # the heartbeat's own
         self.skipped = 0
 
+    def _make_buffer(self, backend: Backend) -> _Buffer:
+        rows_MW = self._totals.rows_MW
+        landing = tuple(rows_MW.shape) if self._gather is None else (self._gather.words,)
+        host = backend.pinned_empty(landing, rows_MW.dtype)
+        return _Buffer(host if self._lands_at_once else torch.zeros_like(rows_MW), host)
+
     @staticmethod
-    def memory(row_bytes: int, landing_bytes: int) -> Memory:
-        """The buffers: each holds all rows on the device, and on the host what lands."""
-        return Memory(device_bytes=BUFFERS * row_bytes, pinned_bytes=BUFFERS * landing_bytes)
+    def memory(row_bytes: int, landing_bytes: int, *, lands_at_once: bool) -> Memory:
+        """The buffers: each holds all rows on the device, and on the host what lands, which is the same
+        where it ``lands_at_once``."""
+        device_bytes = 0 if lands_at_once else BUFFERS * row_bytes
+        return Memory(device_bytes=device_bytes, pinned_bytes=BUFFERS * landing_bytes)
 
     def try_take(self, step: int, tokens_K: tuple[int, ...], main: Stream, side: Stream | None) -> bool:
         """Enqueues a copy of the totals, each row behind what its stream has counted so far, and from there
@@ -87,6 +91,10 @@ class SnapshotRing:
                 # The other ranks call: this one must too, and says that it has nothing.
                 self._gather.submit_nothing(side or main)
             return False
+        if self._lands_at_once:
+            _submit_copy(main, self._totals.rows_MW, buffer.host)
+            self._taken.put(Snapshot(step, tokens_K, buffer, main.record_event()))
+            return True
         totals, rows = self._totals, self._totals.micro_batches
         _submit_copy(main, totals.main_MW, buffer.device[:rows])
         if side is not None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from isotherm.jit import triton_compiles_for
 from isotherm.numbers import Numbers
 from isotherm.router import device
 from isotherm.router.host import map_once
 from isotherm.router.layout import LayerTables, TablesLayout
 from isotherm.router.rounding import rounding_base
+from isotherm.streams.compilers import triton_compiles_for
 
 
 @torch.library.custom_op("isotherm::map_and_count", mutates_args=("heat_MKLE", "received_MLP"))
