@@ -143,6 +143,8 @@ class ReceivedCounts:
                 f"counts of shape {tuple(counts_S.shape)} given, this rank has "
                 f"{self._slots_per_rank} slots: give one count per local slot"
             )
+        if not borrowed:
+            self._backend.own(counts_S)
         if borrowed or not self._aside:
             self._main[micro_batch].add(layer, counts_S, kind, cumulative=cumulative)
         else:

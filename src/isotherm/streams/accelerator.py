@@ -58,6 +58,9 @@ class AcceleratorBackend:
         """A plain queue."""
         return Handoff(items)
 
+    def own(self, tensor: torch.Tensor) -> None:
+        """Nothing: only detectors watch it."""
+
     def pinned_empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Page-locked host memory."""
         with torch.inference_mode(False):

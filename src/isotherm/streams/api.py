@@ -96,6 +96,10 @@ class Backend(Protocol):
     def handoff(self, items: Iterable[Item] = ()) -> Handoff[Item]:
         """A queue from one thread to another that begins with ``items``."""
 
+    def own(self, tensor: torch.Tensor) -> None:
+        """From here on ``tensor`` is ours: the engine handed it over, and nobody writes to it any more. No
+        more than a name for that promise, which detectors of races watch."""
+
     def pinned_empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Host memory that copies to and from the device need not wait for; plain memory where
         there is no device to pin for. Never an inference tensor, whichever mode the caller is in,

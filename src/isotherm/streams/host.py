@@ -36,6 +36,9 @@ class HostBackend:
         """A plain queue."""
         return Handoff(items)
 
+    def own(self, tensor: torch.Tensor) -> None:
+        """Nothing: only detectors watch it."""
+
     def pinned_empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Plain memory: there is no device to pin for."""
         with torch.inference_mode(False):

@@ -73,6 +73,21 @@ class FreedInUse:
 
 
 @dataclass(frozen=True)
+class WrittenAfterHandOver:
+    """Memory was written that had been handed over for good, whether or not anything orders the two."""
+
+    operation: Operation
+    tensor: str
+    handed_over: str
+
+    def __str__(self) -> str:
+        return (
+            f"written after it was handed over: {self.tensor}, handed over at {self.handed_over}, is written "
+            f"by {self.operation}; lend it (borrowed=True), or give a tensor of its own each time"
+        )
+
+
+@dataclass(frozen=True)
 class Undeclared:
     """Work touched memory that ``reads=`` and ``writes=`` do not name."""
 
@@ -127,7 +142,9 @@ class DeviceFault:
         return f"device fault: {self.operation} raised {self.error}"
 
 
-Finding: TypeAlias = Race | FreedInUse | Undeclared | UnexplainedWrite | CaptureBroken | DeviceFault
+Finding: TypeAlias = (
+    Race | FreedInUse | WrittenAfterHandOver | Undeclared | UnexplainedWrite | CaptureBroken | DeviceFault
+)
 
 
 def _verb(writes: bool) -> str:

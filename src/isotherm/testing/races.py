@@ -15,7 +15,7 @@ from typing import Protocol
 
 from isotherm.testing.clocks import Lane
 from isotherm.testing.extents import Extent
-from isotherm.testing.findings import Finding, FreedInUse, Operation, Race
+from isotherm.testing.findings import Finding, FreedInUse, Operation, Race, WrittenAfterHandOver
 from isotherm.testing.timeline import Timeline, site_of_caller
 
 KEPT_OPERATIONS = 100_000
@@ -64,6 +64,7 @@ class Detector:
         self.operations: deque[Operation] = deque(maxlen=KEPT_OPERATIONS)
         self.lock = threading.RLock()
         self._accesses: dict[Memory, list[Access]] = {}
+        self._owned: dict[Memory, list[tuple[Extent, str]]] = {}
         self._said: set[Hashable] = set()
 
     def begin(self, lane: Lane, label: str, verb: str = "enqueued", site: str = "") -> Operation:
@@ -80,6 +81,8 @@ class Detector:
         """Records an access, and finds its races with those recorded before."""
         access = Access(operation, extent, writes, tensor)
         with self.lock:
+            if writes:
+                self._check_owned(access, memory)
             before = self._accesses.setdefault(memory, [])
             for other in before:
                 if access.conflicts(other):
@@ -87,9 +90,16 @@ class Detector:
             before[:] = [other for other in before if not access.stands_for(other)]
             before.append(access)
 
+    def own(self, memory: Memory, extent: Extent) -> None:
+        """These bytes were handed over: whoever writes to them from now on, until they are freed, is
+        found."""
+        with self.lock:
+            self._owned.setdefault(memory, []).append((extent, site_of_caller(beyond="isotherm.heat")))
+
     def release(self, poison: Operation, memory: Memory, tensor: str, *, allocated: str, home: str) -> None:
         """The memory is given up: its next user writes to it by ``poison``. Finds who still needs it."""
         with self.lock:
+            self._owned.pop(memory, None)
             for access in self._accesses.pop(memory, ()):
                 if not access.operation.stamp.is_ordered(poison.stamp):
                     finding = FreedInUse(access.operation, memory.describe(tensor), allocated, home)
@@ -99,6 +109,7 @@ class Detector:
     def forget(self, memory: Memory) -> None:
         """The memory is gone, and nobody can have used it since."""
         with self.lock:
+            self._owned.pop(memory, None)
             self._accesses.pop(memory, None)
 
     def report(self, finding: Finding, key: Hashable = None) -> None:
@@ -115,6 +126,13 @@ class Detector:
         if self.findings:
             found = "\n".join(f"{number}. {finding}" for number, finding in enumerate(self.findings, 1))
             raise AssertionError(f"{found}\n\n{self.timeline.text()}")
+
+    def _check_owned(self, access: Access, memory: Memory) -> None:
+        for extent, site in self._owned.get(memory, ()):
+            if extent.overlaps(access.extent):
+                operation, tensor = access.operation, memory.describe(access.tensor)
+                key = ("handed over", site, operation.label, operation.site)
+                self.report(WrittenAfterHandOver(operation, tensor, site), key)
 
     def _report_race(self, first: Access, second: Access, memory: Memory) -> None:
         one, two = first.operation, second.operation

@@ -38,6 +38,10 @@ class SimulatedBackend:
     def handoff(self, items: Iterable[Item] = ()) -> Handoff[Item]:
         return SimulatedHandoff(self._device, items)
 
+    def own(self, tensor: torch.Tensor) -> None:
+        for touch in touches_of([tensor], writes=False):
+            self._device.detector.own(touch.allocation, touch.extent)
+
     def pinned_empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Host memory that the simulation knows."""
         with torch.inference_mode(False):

@@ -67,12 +67,13 @@ class Timeline:
         )
 
 
-def site_of_caller() -> str:
-    """``file:line`` of the innermost frame that is the program's own."""
+def site_of_caller(*, beyond: str = "the program") -> str:
+    """``file:line`` of the innermost frame that is the program's own, and ``beyond`` this package."""
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module not in NOT_THE_PROGRAM and module.partition(".")[0] not in ("torch", "contextlib"):
+        is_program = module not in NOT_THE_PROGRAM and module.partition(".")[0] not in ("torch", "contextlib")
+        if is_program and not module.startswith(f"{beyond}."):
             file = frame.f_code.co_filename.replace("\\", "/")
             return f"{'/'.join(file.split('/')[-2:])}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]

@@ -77,6 +77,10 @@ class WatchedBackend:
     def handoff(self, items: Iterable[Item] = ()) -> Handoff[Item]:
         return WatchedHandoff(self, items)
 
+    def own(self, tensor: torch.Tensor) -> None:
+        with self.detector.lock:
+            self.detector.own(self._storages.of(tensor), extent_of(tensor))
+
     def pinned_empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return self._inner.pinned_empty(shape, dtype)
 
