@@ -542,6 +542,23 @@ def test_pinned_memory_that_a_copy_still_fills() -> None:
     assert [type(finding) for finding in findings] == [FreedInUse]
 
 
+def test_an_array_keeps_the_pinned_memory_that_it_shows() -> None:
+    with Simulation(MainFirst()) as simulation:
+        pinned = simulation.backend.pinned_empty((4,), torch.int64)
+        pinned.fill_(7)
+        array = pinned[1:].numpy()
+        del pinned
+        simulation.finish()
+        assert array.tolist() == [7] * 3
+        part = array[1:]
+        del array
+        assert part.tolist() == [7] * 2
+        address = part.ctypes.data - 16
+        del part
+        assert simulation.backend.pinned_empty((4,), torch.int64).numpy().ctypes.data == address
+    simulation.check()
+
+
 def test_an_operation_that_fails_on_the_device_is_a_finding() -> None:
     def program(simulation: Simulation) -> None:
         totals = cell(simulation)
@@ -600,6 +617,34 @@ def test_what_a_graph_cannot_hold(broken: Callable[..., object], says: str) -> N
             broken(simulation, totals, side)
     broken_captures = [finding for finding in simulation.findings if isinstance(finding, CaptureBroken)]
     assert any(says in str(finding) for finding in broken_captures)
+
+
+def test_other_threads_go_on_while_the_engine_captures() -> None:
+    with Simulation(MainFirst()) as simulation:
+        totals, weights = cell(simulation), cell(simulation, "weights")
+        move = simulation.backend.side_stream("move")
+        move.wait_event(simulation.backend.main_stream().record_event())
+        with simulation.capture() as graph:
+            totals.add_(1)
+            with simulation.host_thread("heartbeat"):
+                move.submit(lambda: weights.add_(1), writes=[weights])
+                move.record_event().synchronize()
+        for _ in range(3):
+            graph.replay()
+        move.synchronize()
+        assert totals.tolist() == [3] * 4
+        assert weights.tolist() == [1] * 4
+    simulation.check()
+
+
+def test_only_memory_of_the_simulation_has_a_name_and_a_value() -> None:
+    with Simulation(MainFirst()) as simulation:
+        for ask in (
+            lambda: simulation.name(torch.zeros(2), "totals"),
+            lambda: simulation.value(torch.zeros(2)),
+        ):
+            with pytest.raises(ValueError, match=r"float32 \[2\] on cpu given"):
+                ask()
 
 
 def test_a_graph_that_uses_freed_memory() -> None:

@@ -10,7 +10,7 @@ import torch
 from isotherm.testing.clocks import Kind
 from isotherm.testing.device import Device
 from isotherm.testing.queues import Event, Queue
-from isotherm.testing.tensors import SimTensor, touches_of
+from isotherm.testing.tensors import known, touches_of
 
 Peers: TypeAlias = Callable[[int, int, torch.Tensor], torch.Tensor]
 """``peers(call, peer, mine)``: what the ``peer``-th other rank, from 0, gives to the ``call``-th collective
@@ -49,7 +49,7 @@ class CollectiveGroup:
 
     def all_gather(self, gathered: torch.Tensor, tensor: torch.Tensor) -> None:
         """``tensor`` of every rank, one behind the other."""
-        raw, out = _raw(tensor), _raw(gathered)
+        raw, out = known(tensor).raw, known(gathered).raw
 
         def run(call: int) -> None:
             parts = [self._peers(call, peer, raw) for peer in range(self.size - 1)]
@@ -59,7 +59,7 @@ class CollectiveGroup:
 
     def start_all_reduce(self, tensor: torch.Tensor) -> Work:
         """As ``all_reduce``, and the current stream waits only when it is told to."""
-        raw = _raw(tensor)
+        raw = known(tensor).raw
 
         def run(call: int) -> None:
             mine = raw.clone()
@@ -81,8 +81,3 @@ class CollectiveGroup:
         touches = touches_of(reads, writes=False) + touches_of(writes, writes=True)
         device.enqueue(self._lane, label, lambda: run(call), touches)
         return Work(device, device.record(self._lane))
-
-
-def _raw(tensor: torch.Tensor) -> torch.Tensor:
-    assert isinstance(tensor, SimTensor), "collectives of the simulation take its tensors"
-    return tensor.raw

@@ -57,7 +57,8 @@ class Device:
         self.host_waits = 0
         self.allocations = 0
         self._real_thread = threading.get_ident()
-        self.captured: list[Task] | None = None  # of the graph that is being captured
+        self._captured: list[Task] = []  # of the graph that is being captured,
+        self._capturing: HostThread | None = None  # by this thread
         self.scope: Scope | None = None
         self._runner = Runner(schedule, self.arena, self.detector)
         self.main = self.add_queue(MAIN)
@@ -105,7 +106,7 @@ class Device:
     ) -> Operation:
         """Puts an operation behind all others of ``queue`` and behind what the calling thread has seen."""
         self.reap()
-        if self.captured is not None:
+        if self.is_capturing:
             return self._capture(queue, label, run, touches)
         queue.lane.learn(self.host.lane.snapshot())
         operation = self.detector.begin(queue.lane, label)
@@ -134,7 +135,7 @@ class Device:
     def hold(self, queue: Queue, event: Event) -> None:
         """What is enqueued from now on runs behind ``event``."""
         self.reap()
-        if self.captured is not None and event.queue is not queue:
+        if self.is_capturing and event.queue is not queue:
             self.forbid(f"{queue.name} waits for an event of {event.queue.name}")
         queue.lane.learn(self.host.lane.snapshot())
         queue.lane.learn(event.known)
@@ -145,7 +146,7 @@ class Device:
         """The calling thread waits until ``event`` is done."""
         self.host_waits += 1
         count_wait()
-        if self.captured is not None:
+        if self.is_capturing:
             self.forbid(f"the host waits for {label}")
         self.detector.timeline.note(self.host.lane.name, "WAITS", label, site_of_caller())
         self._runner.run_until(event)
@@ -156,13 +157,13 @@ class Device:
     ) -> None:
         """Calls ``work`` with ``queue`` current, or as the calling thread's own, and audits it."""
         self.observe() if queue is None else self.reap()
-        if self.captured is not None and queue is not None and queue is not self.host.stream:
+        if self.is_capturing and queue is not None and queue is not self.host.stream:
             self.forbid(f"work for the side stream {queue.name}")
         lane = self.host.lane if queue is None else queue.lane
         lane.learn(self.host.lane.snapshot())
         operation = self.detector.begin(lane, label)
         self._runner.audit(f"what {self.host.lane} did before {label!r}")
-        if self.captured is None:
+        if not self.is_capturing or queue is None:
             self._record(operation, declared)
         outer, self.scope = self.scope, Scope(operation, queue, declared)
         try:
@@ -186,8 +187,24 @@ class Device:
         home = None if is_host else self.stream.name
         allocation = self.arena.allocate(nbytes, home, site_of_caller(), tensor)
         allocation.scope = self.scope
-        allocation.in_graph = self.captured is not None
+        allocation.in_graph = self.is_capturing and not is_host
         return allocation
+
+    @property
+    def is_capturing(self) -> bool:
+        """Whether what the calling thread enqueues is recorded. Other threads go on as ever."""
+        return self._capturing is self.host
+
+    @contextmanager
+    def capture(self) -> Iterator[list[Task]]:
+        """What the calling thread enqueues in the block is put into the list, and does not run."""
+        self.reap()
+        self._capturing, self._captured = self.host, []
+        try:
+            yield self._captured
+        finally:
+            self.reap()
+            self._capturing = None
 
     def forbid(self, what: str) -> None:
         site = site_of_caller()
@@ -254,10 +271,9 @@ class Device:
     def _capture(
         self, queue: Queue, label: str, run: Callable[[], None], touches: Sequence[Touch]
     ) -> Operation:
-        assert self.captured is not None
         operation = Operation(label, site_of_caller(), queue.lane.stamp())
         self._audited(operation, touches)
-        self.captured.append(Task(label, operation, run, touches))
+        self._captured.append(Task(label, operation, run, touches))
         return operation
 
     def _audited(self, operation: Operation, touches: Sequence[Touch]) -> list[Touch]:

@@ -208,7 +208,7 @@ def _planned(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     Remembered, since that takes longer than everything else."""
     if all(entry.alias_info is not None for entry in func._schema.returns):
         return None
-    key = (func, *(_trait(leaf) for leaf in leaves((args, tuple(sorted(kwargs.items()))))))
+    key = (func, _trait(args), _trait(sorted(kwargs.items())))
     if key not in _plans:
         with torch.inference_mode():
             _plans[key] = func(*mapped(_plan, args), **mapped(_plan, kwargs))
@@ -227,6 +227,8 @@ def _plan(leaf: Any) -> Any:
 
 def _trait(leaf: Any) -> Hashable:
     """What the shape of a result may hang on. A number's type counts: 1 and 1.0 are equal."""
+    if isinstance(leaf, (tuple, list)):
+        return tuple(map(_trait, leaf))
     if isinstance(leaf, torch.Tensor):
         raw = leaf.raw if isinstance(leaf, SimTensor) else leaf
         return (tuple(raw.shape), raw.stride(), raw.dtype, type(leaf))

@@ -26,7 +26,7 @@ from isotherm.testing.launch import FactoryMode, dispatch
 from isotherm.testing.queues import Task
 from isotherm.testing.schedules import Schedule
 from isotherm.testing.simulated_streams import SimulatedBackend
-from isotherm.testing.tensors import DEVICE, SimTensor
+from isotherm.testing.tensors import DEVICE, known
 
 
 class Simulation:
@@ -90,8 +90,7 @@ class Simulation:
 
     def name(self, tensor: torch.Tensor, name: str) -> None:
         """What findings call the memory of ``tensor``."""
-        assert isinstance(tensor, SimTensor), "only memory of the simulation has a name here"
-        tensor.lease.allocation.name = name
+        known(tensor).lease.allocation.name = name
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Keeps the tensor for as long as the simulation: what an engine holds for its whole life."""
@@ -101,8 +100,7 @@ class Simulation:
     def value(self, tensor: torch.Tensor) -> torch.Tensor:
         """The bytes as they are now, as a plain tensor: for the oracle of a test, not for the program, since
         nothing orders it."""
-        assert isinstance(tensor, SimTensor), "only memory of the simulation is read here"
-        return tensor.raw.clone()
+        return known(tensor).raw.clone()
 
     def host_thread(self, name: str) -> AbstractContextManager[None]:
         """The block is done by the program's thread ``name``. It begins behind what the thread that first
@@ -129,14 +127,8 @@ class Simulation:
     @contextmanager
     def capture(self) -> Iterator[Graph]:
         """What the engine enqueues in the block is recorded and does not run."""
-        tasks: list[Task] = []
-        self._device.reap()
-        self._device.captured = tasks
-        try:
+        with self._device.capture() as tasks:
             yield Graph(self._device, tasks)
-        finally:
-            self._device.reap()
-            self._device.captured = None
 
     def collective_group(self, size: int, peers: Peers) -> CollectiveGroup:
         """A group of this rank and ``size - 1`` others, whose part ``peers`` gives."""

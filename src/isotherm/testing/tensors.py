@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,10 @@ class SimTensor(torch.Tensor):
                 if not tensor.lease.allocation.is_host:
                     return func(tensor.cpu() if func is torch.Tensor.tolist else tensor, *args[1:])
                 tensor.simulated.do(func.__name__, _nothing, [touch_of(tensor, writes=False)])
-                return func(tensor.raw, *args[1:], **(kwargs or {}))
+                read = func(tensor.raw, *args[1:], **(kwargs or {}))
+                if not isinstance(read, list):  # an array keeps the memory that it shows
+                    weakref.finalize(read, _let_go, tensor.lease).atexit = False
+                return read
             return func(*args, **(kwargs or {}))
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -87,6 +91,20 @@ def new_tensor(
     return SimTensor(raw, Lease(allocation, simulated.arena.freed), simulated)
 
 
+def known(tensor: torch.Tensor) -> SimTensor:
+    """The tensor, as one of the simulation's.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(tensor, SimTensor):
+        raise ValueError(
+            f"a tensor {text_of(tensor)} on {tensor.device} given, which is none of the simulation's: "
+            "make it on simulation.device, within the simulation"
+        )
+    return tensor
+
+
 def touches_of(tensors: Sequence[torch.Tensor], *, writes: bool) -> list[Touch]:
     """The bytes of those that the simulation knows."""
     return [touch_of(tensor, writes=writes) for tensor in tensors if isinstance(tensor, SimTensor)]
@@ -103,4 +121,8 @@ def is_on_device(leaf: object) -> bool:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _let_go(lease: Lease) -> None:
     pass
