@@ -16,7 +16,7 @@ import sys
 import torch
 
 import isotherm as iso
-from isotherm.testing.explore import ScheduleError, explore
+from isotherm.testing.explore import ScheduleError, run_under
 from isotherm.testing.schedules import ordinary_schedules
 from isotherm.testing.simulated import Simulation
 
@@ -52,7 +52,7 @@ def main() -> int:
         engine(simulation, is_wrong=arguments.wrong)
 
     try:
-        number = explore(program, ordinary_schedules(range(arguments.schedules)))
+        number = run_under(program, ordinary_schedules(range(arguments.schedules)))
     except ScheduleError as error:
         print(error)
         return 1

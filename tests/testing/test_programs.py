@@ -17,7 +17,7 @@ from isotherm.mover.transport import HostTransport
 from isotherm.router import staging as router_staging
 from isotherm.streams import Completion, Event, Handoff, Stream
 from isotherm.testing import explore as explore_module
-from isotherm.testing.explore import Program, ScheduleError, explore, explore_all, main, run
+from isotherm.testing.explore import Program, ScheduleError, explore_programs, run, run_every_order, run_under
 from isotherm.testing.findings import Finding, FreedInUse, Race
 from isotherm.testing.programs import (
     PROGRAMS,
@@ -37,19 +37,19 @@ SEEDS = {"tables_change_while_routing": 15, "weights_move_while_used": 50, "weig
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_every_schedule_finds_nothing(program: Program) -> None:
-    explore(program, ordinary_schedules(range(SEEDS.get(program.__name__, 25))))
+    run_under(program, ordinary_schedules(range(SEEDS.get(program.__name__, 25))))
 
 
 def test_every_order_of_weights_between_ranks() -> None:
     """The heartbeat waits for each copy, so there are few orders, and all are run."""
-    coverage = explore_all(weights_between_ranks, max_orders=2000)
+    coverage = run_every_order(weights_between_ranks, max_orders=2000)
     assert coverage.is_complete
     assert coverage.orders >= 2
 
 
 def test_the_first_orders_of_all_programs() -> None:
     for program in (tables_change_while_routing, weights_move_while_used):
-        assert explore_all(program, max_orders=5).orders == 5
+        assert run_every_order(program, max_orders=5).orders == 5
 
 
 def test_slots_do_move(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_slots_do_move(monkeypatch: pytest.MonkeyPatch) -> None:
         carry(self, fills, link)  # type: ignore[arg-type]
 
     monkeypatch.setattr(HostTransport, "carry", counting)
-    explore(weights_move_while_used, map(Seeded, range(8)))
+    run_under(weights_move_while_used, map(Seeded, range(8)))
     assert len(carried) > 8
 
 
@@ -77,7 +77,7 @@ def test_snapshots_are_skipped_under_some_schedules_and_taken_under_others(
         close(self, timeout_seconds)
 
     monkeypatch.setattr(HeatCollector, "close", looking)
-    explore(heat_from_ids, [MainFirst(), SideFirst(), RoundRobin(), *map(Seeded, range(6))])
+    run_under(heat_from_ids, [MainFirst(), SideFirst(), RoundRobin(), *map(Seeded, range(6))])
     assert skipped == {False, True}
 
 
@@ -89,10 +89,10 @@ def test_the_long_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         assert simulation.choose(9) != 0, "the first way"
 
     monkeypatch.setattr("isotherm.testing.programs.PROGRAMS", (quick,))
-    assert main(["--schedules", "5"]) == 0
+    assert explore_programs(["--schedules", "5"]) == 0
     assert "quick: 5 schedules, nothing found" in capsys.readouterr().out
     monkeypatch.setattr("isotherm.testing.programs.PROGRAMS", (quick, broken))
-    assert main(["--schedules", "20", "--first-seed", "3"]) == 1
+    assert explore_programs(["--schedules", "20", "--first-seed", "3"]) == 1
     assert "To repeat it: run(broken, MainFirst())" in capsys.readouterr().out
     assert explore_module.__doc__ is not None
 

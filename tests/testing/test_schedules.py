@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from isotherm.testing.explore import ScheduleError, explore, explore_all, run
+from isotherm.testing.explore import ScheduleError, run, run_every_order, run_under
 from isotherm.testing.schedules import (
     MainFirst,
     Replayed,
@@ -39,7 +39,7 @@ def test_every_order_of_independent_operations(counts: tuple[int, ...], orders: 
         simulation.finish()
         seen.add(tuple(ran(simulation)))
 
-    coverage = explore_all(program, max_orders=1000)
+    coverage = run_every_order(program, max_orders=1000)
     assert (coverage.orders, coverage.is_complete) == (orders, True)
     assert len(seen) == orders, "each order once"
 
@@ -58,7 +58,7 @@ def test_an_edge_leaves_out_the_orders_it_forbids() -> None:
             other.submit(lambda value=value: cells[1].fill_(value), writes=[cells[1]])
         simulation.finish()
 
-    assert explore_all(program, max_orders=100).orders == 3
+    assert run_every_order(program, max_orders=100).orders == 3
 
 
 def test_a_look_of_the_host_comes_anywhere() -> None:
@@ -74,7 +74,7 @@ def test_a_look_of_the_host_comes_anywhere() -> None:
         answers.append((event.query(), len(ran(simulation))))
         simulation.finish()
 
-    assert explore_all(program, max_orders=100).is_complete
+    assert run_every_order(program, max_orders=100).is_complete
     assert sorted(answers) == [(False, 0), (False, 1), (True, 2)]
 
 
@@ -82,8 +82,8 @@ def test_a_bound_is_told_from_the_end() -> None:
     def program(simulation: Simulation) -> None:
         assert simulation.choose(3) < 3
 
-    assert not explore_all(program, max_orders=2).is_complete
-    assert explore_all(program, max_orders=3).is_complete
+    assert not run_every_order(program, max_orders=2).is_complete
+    assert run_every_order(program, max_orders=3).is_complete
 
 
 def interleaved(simulation: Simulation) -> None:
@@ -117,7 +117,7 @@ def test_plain_schedules_are_what_they_say() -> None:
     assert side_first.index("main", 1) > side_first.index("heat"), "the side before what main need not do"
     turns = ran(run(interleaved, RoundRobin()))
     assert turns not in (main_first, side_first)
-    assert explore(interleaved, ordinary_schedules(range(4))) == 7
+    assert run_under(interleaved, ordinary_schedules(range(4))) == 7
 
 
 def test_a_failure_tells_how_to_repeat_it() -> None:
@@ -129,7 +129,7 @@ def test_a_failure_tells_how_to_repeat_it() -> None:
     with pytest.raises(
         ScheduleError, match=r"the fourth way[\s\S]*zeros[\s\S]*run\(fails, Replayed\(\[3\]\)\)"
     ):
-        explore_all(fails, max_orders=10)
+        run_every_order(fails, max_orders=10)
     with pytest.raises(ScheduleError):
         run(fails, Replayed([3]))
 

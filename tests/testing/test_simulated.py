@@ -15,7 +15,7 @@ import torch
 
 from isotherm.streams import Completion, Stream, forward_path, forward_waits
 from isotherm.testing import streams_checks
-from isotherm.testing.explore import explore_all, run
+from isotherm.testing.explore import run, run_every_order
 from isotherm.testing.findings import (
     CaptureBroken,
     DeviceFault,
@@ -733,7 +733,7 @@ def test_a_snapshot_is_right_in_every_order() -> None:
             assert landing.tolist() == [1] * 4
             assert totals.tolist() == [2] * 4
 
-    coverage = explore_all(program, max_orders=500)
+    coverage = run_every_order(program, max_orders=500)
     assert coverage.is_complete
     assert seen == {1}
     assert coverage.orders > 3

@@ -55,7 +55,7 @@ def run(program: Program, schedule: Schedule) -> Simulation:
     return simulation
 
 
-def explore(program: Program, schedules: Iterable[Schedule]) -> int:
+def run_under(program: Program, schedules: Iterable[Schedule]) -> int:
     """Runs ``program`` under each schedule, and returns how many there were. Raises as ``run`` does, at
     the first that fails."""
     number = 0
@@ -65,7 +65,7 @@ def explore(program: Program, schedules: Iterable[Schedule]) -> int:
     return number
 
 
-def explore_all(program: Program, *, max_orders: int) -> Coverage:
+def run_every_order(program: Program, *, max_orders: int) -> Coverage:
     """Runs ``program`` in every order there is, depth first, but in no more than ``max_orders``. Raises
     as ``run`` does, at the first that fails."""
     prefix: tuple[int, ...] | None = ()
@@ -78,7 +78,7 @@ def explore_all(program: Program, *, max_orders: int) -> Coverage:
     return Coverage(orders, prefix is None)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def explore_programs(arguments: Sequence[str] | None = None) -> int:
     """The long run: every program under the plain schedules and under ``--schedules`` seeds in all."""
     from isotherm.testing.programs import PROGRAMS
 
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started = time.perf_counter()
         seeds = range(chosen.first_seed, chosen.first_seed + max(share - len(PLAIN), 0))
         try:
-            number = explore(program, ordinary_schedules(seeds))
+            number = run_under(program, ordinary_schedules(seeds))
         except ScheduleError as error:
             sys.stdout.write(f"{error}\n")
             return 1
@@ -105,4 +105,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(explore_programs())

@@ -1,6 +1,6 @@
 """Torch operations on tensors of the simulated device are launched, not executed.
 
-What torch is asked to do with such a tensor arrives in ``dispatch``, which
+What torch is asked to do with such a tensor arrives in ``launch_operation``, which
 allocates the result, finds out from the operation's schema what is read and written, and enqueues the
 operation on the stream that is current. Operations torch composes of others are taken apart first.
 """
@@ -45,7 +45,7 @@ class FactoryMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             if parts is not None:
                 with self:  # what it is composed of comes here too
                     return parts(*args, **kwargs)
-            return dispatch(self._simulated, func, args, kwargs)
+            return launch_operation(self._simulated, func, args, kwargs)
         for leaf in leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 raise RuntimeError(
@@ -55,7 +55,7 @@ class FactoryMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         return func(*args, **kwargs)
 
 
-def dispatch(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def launch_operation(simulated: Device, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Launches one operation, or does it where it is one of the host's."""
     parts = composition_of(func)
     if parts is not None:

@@ -22,7 +22,7 @@ import torch
 from isotherm.testing.collectives import CollectiveGroup, Peers
 from isotherm.testing.device import Device
 from isotherm.testing.findings import Finding
-from isotherm.testing.launch import FactoryMode, dispatch
+from isotherm.testing.launch import FactoryMode, launch_operation
 from isotherm.testing.queues import Task
 from isotherm.testing.schedules import Schedule
 from isotherm.testing.simulated_streams import SimulatedBackend
@@ -44,7 +44,7 @@ class Simulation:
 
     def __init__(self, schedule: Schedule, *, arena_bytes: int = 1 << 20) -> None:
         self.schedule = schedule
-        self._device = Device(schedule, arena_bytes, dispatch)
+        self._device = Device(schedule, arena_bytes, launch_operation)
         self.detector = self._device.detector
         self.backend = SimulatedBackend(self._device)
         self._mode: AbstractContextManager[object] = FactoryMode(self._device)
