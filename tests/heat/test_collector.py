@@ -1,5 +1,6 @@
 """HeatCollector alone, in real processes over gloo, against a plain count."""
 
+import threading
 import time
 
 import numpy as np
@@ -169,6 +170,29 @@ def test_inline_gives_the_same_windows_bit_for_bit(source):
         assert ours.tokens_K.tobytes() == theirs.tokens_K.tobytes()
         if source == "received":
             assert ours.slot_load_LGS.tobytes() == theirs.slot_load_LGS.tobytes()
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_on_window_is_called_off_the_forward_thread_unless_in_line(inline):
+    (link,) = memory_links(1)
+    collector = HeatCollector(
+        SHAPE,
+        Topology(ranks=1, slots_per_rank=8),
+        link,
+        window_steps=2,
+        inline=inline,
+        heartbeat_seconds=0.001,
+    )
+    threads = []
+    collector.on_window(lambda window: threads.append(threading.current_thread()))
+    for _ in range(4):
+        collector.end_step(num_tokens=0)
+        while collector.gathered_step < collector.step:
+            time.sleep(0.0005)
+    collector.close()
+    assert collector.poll() is None
+    names = {thread.name for thread in threads}
+    assert names == ({threading.main_thread().name} if inline else {"isotherm-heartbeat"})
 
 
 def test_a_window_is_one_line_of_the_log(caplog):
