@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from isotherm import Balancer, Config, MoEShape, PeerMismatchError, Placement, State, Topology
+from memory_link import memory_links
 from ranks import run_ranks
 
 SHAPE = MoEShape(3, 16, 2, layer_ids=(1, 2, 4))
@@ -149,6 +150,41 @@ def test_shares_move_no_weight_and_observing_changes_nothing(tmp_path):
             assert (stats.plans > 0) == (mode == "shares")
         assert results[0][2]
         assert not results[1][2]
+
+
+def test_a_compiled_forward_pass_routes_and_counts_as_the_plain_one():
+    """Two layers and two micro-batches in one compiled region; begin_step and end_step outside."""
+
+    def serve(compiled):
+        (link,) = memory_links(1)
+        topology = make_topology(1)
+        balancer = Balancer(SHAPE, topology, group=link, weights=None, micro_batches=2)
+        state = torch.zeros(4, dtype=torch.int64)
+
+        def forward(ids):
+            if compiled:
+                return [
+                    balancer.route_captured(layer, ids[layer], state, micro_batch=layer) for layer in range(2)
+                ]
+            return [balancer.route(layer, ids[layer], micro_batch=layer) for layer in range(2)]
+
+        torch._dynamo.reset()
+        region = torch.compile(forward, fullgraph=True, backend="aot_eager") if compiled else forward
+        rng = np.random.default_rng(7)
+        slots = []
+        for step, tokens in enumerate((20, 5, 0, 13)):
+            ids = torch.from_numpy(rng.integers(-1, 16, (2, 20, 2)))
+            with balancer.step(tokens, num_decode_tokens=tokens // 2):
+                state.copy_(torch.tensor([step, 0, tokens, tokens // 2]))
+                slots += region(ids)
+        counted = balancer._collector.totals.rows_MW.clone()
+        balancer.close()
+        return slots, counted
+
+    (slots, counted), (plain_slots, plain_counted) = serve(True), serve(False)
+    assert all(map(torch.equal, slots, plain_slots))
+    assert torch.equal(counted, plain_counted)
+    assert counted.any()
 
 
 def fail_at_building(rank):

@@ -212,6 +212,20 @@ class Balancer:
         """
         return self._forward.route(layer, expert_ids, num_tokens, num_decode_tokens, first_token, micro_batch)
 
+    def route_captured(
+        self, layer: int, expert_ids: torch.Tensor, state: torch.Tensor, *, micro_batch: int = 0
+    ) -> torch.Tensor:
+        """As `route`, for regions that `torch.compile` compiles or a device captures as a graph: one
+        operator, ``isotherm::map_and_count``, that reads what changes from ``state`` at each replay.
+        Elsewhere `route` costs less.
+
+        Args:
+            state: int64 [4] on the ids' device: step, first_token, num_tokens, num_decode_tokens; no tokens
+                where nothing is to be counted. The engine writes to it between replays, in the order of its
+                stream, and never replaces it. `begin_step` and `end_step` stay outside of the region.
+        """
+        return self._router.route_captured(layer, expert_ids, state, micro_batch=micro_batch)
+
     def end_step(self) -> None:
         """Ends the forward pass. Never waits, unless the balancer was built with ``inline``."""
         self._forward.end()

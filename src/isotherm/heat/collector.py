@@ -201,6 +201,15 @@ class HeatCollector:
                 micro_batch=micro_batch,
             )
 
+    def count_ids_captured(
+        self, layer: int, ids_TK: torch.Tensor, state: torch.Tensor, *, micro_batch: int = 0
+    ) -> None:
+        """As `count_ids`, for regions that `torch.compile` compiles or a device captures as a graph: one
+        operator, ``isotherm::count``. ``state``, int64 [4] on the ids' device, is read at each replay: step
+        (not used here), first_token, num_tokens, num_decode; the engine writes to it between replays, and
+        never replaces it. `end_step` stays outside of the region."""
+        self._ids.count_captured(layer, ids_TK, state, micro_batch=micro_batch)
+
     def count(
         self,
         layer: int,
