@@ -119,29 +119,33 @@ class HeatCollector:
         self._tokens_K = [0] * len(KINDS)
         self.step = 0
         self._heartbeat: Heartbeat | None = None
-        if link is not None:
-            settings = {
-                "shape": shape,
-                "topology": topology,
-                "source": source,
-                "window_steps": window_steps,
-                "slices": slices,
-                "placement": digest(placement.slot_to_expert.tobytes()),
-                "gathers": "on the device" if device_group is not None else "on the host",
-                "inline": inline,
-            }
-            _check_group(link, topology, settings)
-            warm_up()
-            self._heartbeat = Heartbeat(
-                link,
-                [self.gather],
-                interval_seconds=heartbeat_seconds,
-                step=lambda: self.step,
-                lag_steps=4 * window_steps,
-                span=span,
-            )
-            if not inline:
-                self._heartbeat.start()
+        if link is None:
+            return
+        settings = {
+            "shape": shape,
+            "topology": topology,
+            "source": source,
+            "window_steps": window_steps,
+            "slices": slices,
+            "placement": digest(placement.slot_to_expert.tobytes()),
+            "gathers": "on the device" if device_group is not None else "on the host",
+            "inline": inline,
+        }
+        _check_group(link, topology, settings)
+        warm_up()
+        self._heartbeat = self._make_heartbeat(link, window_steps, heartbeat_seconds, span)
+        if not inline:
+            self._heartbeat.start()
+
+    def _make_heartbeat(self, link: Link, window_steps: int, seconds: float, span: Span) -> Heartbeat:
+        return Heartbeat(
+            link,
+            [self.gather],
+            interval_seconds=seconds,
+            step=lambda: self.step,
+            lag_steps=4 * window_steps,
+            span=span,
+        )
 
     @staticmethod
     def memory(
