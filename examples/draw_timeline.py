@@ -48,7 +48,8 @@ def around_the_first_plan(spans: dict[str, list[tuple[str, float, float]]], widt
 def draw(spans: dict[str, list[tuple[str, float, float]]], begin: float, width: float, out: Path) -> None:
     figure, axes = plt.subplots(figsize=(11, 2.9), dpi=110)
     used = {}
-    for row, (track, label) in enumerate(reversed(LANES.items())):
+    lanes = [(track, label) for track, label in reversed(LANES.items()) if track in spans]
+    for row, (track, label) in enumerate(lanes):
         axes.text(-0.008 * width, row, label, ha="right", va="center", fontsize=9)
         for name, start, duration in spans.get(track, []):
             kind = name.split()[0]
@@ -61,7 +62,7 @@ def draw(spans: dict[str, list[tuple[str, float, float]]], begin: float, width: 
                 edgecolor="white", linewidth=0.4,
             )  # fmt: skip
     axes.set_xlim(0, width)
-    axes.set_ylim(-0.6, len(LANES) - 0.4)
+    axes.set_ylim(-0.6, len(lanes) - 0.4)
     axes.set_yticks([])
     axes.set_xlabel("milliseconds")
     for side in ("top", "left", "right"):

@@ -92,7 +92,8 @@ class SnapshotRing:
                 self._gather.submit_nothing(side or main)
             return False
         if self._lands_at_once:
-            _submit_copy(main, self._totals.rows_MW, buffer.host)
+            with self._span(f"snapshot of step {step}", "main"):
+                _submit_copy(main, self._totals.rows_MW, buffer.host)
             self._taken.put(Snapshot(step, tokens_K, buffer, main.record_event()))
             return True
         totals, rows = self._totals, self._totals.micro_batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -11,6 +12,9 @@ from isotherm.mover.ledger import Fill
 from isotherm.mover.weights import ExpertWeights
 from isotherm.streams import Backend
 from isotherm.topology import Topology
+
+_Copy: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""From, to."""
 
 
 class HostTransport:
@@ -34,46 +38,42 @@ class HostTransport:
         """
         sends: list[Transfer] = []
         receives: list[Transfer] = []
-        arriving: list[tuple[torch.Tensor, torch.Tensor]] = []
+        leaving: list[_Copy] = []
+        arriving: list[_Copy] = []
         for number, fill in enumerate(fills):
             source = self._topology.rank_of(fill.source)
             target = self._topology.rank_of(fill.target)
             if link.rank not in (source, target):
                 continue
             if source == target:
-                sources, targets = self._views(fill, fill.source), self._views(fill, fill.target)
-                self._copy(list(zip(sources, targets, strict=True)))
+                leaving += zip(self._views(fill, fill.source), self._views(fill, fill.target), strict=True)
             elif link.rank == source:
-                sends += self._outgoing(fill, number, target)
+                views = self._views(fill, fill.source)
+                buffers = [self._host(view) for view in views]
+                leaving += ((v, b) for v, b in zip(views, buffers, strict=True) if v is not b)
+                sends += _transfers(buffers, target, number)
             else:
-                receives += self._incoming(fill, number, source, arriving)
+                views = self._views(fill, fill.target)
+                buffers = [self._host(view) for view in views]
+                arriving += ((b, v) for v, b in zip(views, buffers, strict=True) if v is not b)
+                receives += _transfers(buffers, source, number)
             self.received_bytes += self._weights.bytes_per_expert * (link.rank == target)
-        link.exchange(sends, receives)
+        try:
+            self._copy(leaving)
+        finally:
+            # Whatever went wrong here, the others are in this call; a rank that fails says so afterwards.
+            link.exchange(sends, receives)
         self._copy(arriving)
 
     def close(self) -> None:
         self._stream.close()
-
-    def _outgoing(self, fill: Fill, number: int, peer: int) -> list[Transfer]:
-        views = self._views(fill, fill.source)
-        buffers = [self._host(view) for view in views]
-        self._copy([(v, b) for v, b in zip(views, buffers, strict=True) if v is not b])
-        return [Transfer(b, peer, _tag(number, i)) for i, b in enumerate(buffers)]
-
-    def _incoming(
-        self, fill: Fill, number: int, peer: int, arriving: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> list[Transfer]:
-        views = self._views(fill, fill.target)
-        buffers = [self._host(view) for view in views]
-        arriving += [(b, v) for v, b in zip(views, buffers, strict=True) if v is not b]
-        return [Transfer(b, peer, _tag(number, i)) for i, b in enumerate(buffers)]
 
     def _host(self, view: torch.Tensor) -> torch.Tensor:
         if view.device.type == "cpu":
             return view
         return self._backend.pinned_empty(view.shape, view.dtype)
 
-    def _copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def _copy(self, pairs: Sequence[_Copy]) -> None:
         """Copies on the transport's stream and waits for it, on the heartbeat's thread."""
         if not pairs:
             return
@@ -89,6 +89,6 @@ class HostTransport:
         return self._weights.views(fill.layer, slot % self._topology.slots_per_rank)
 
 
-def _tag(number: int, tensor: int) -> int:
-    """Tells the tensors of a round's fills apart; an expert has fewer than 64 tensors."""
-    return number * 64 + tensor
+def _transfers(buffers: Sequence[torch.Tensor], peer: int, number: int) -> list[Transfer]:
+    """One for each tensor of the round's fill ``number``; an expert has fewer than 64 tensors."""
+    return [Transfer(buffer, peer, number * 64 + tensor) for tensor, buffer in enumerate(buffers)]
