@@ -1,0 +1,1 @@
+"""Heat files, and the files of other systems. Needs no torch."""
