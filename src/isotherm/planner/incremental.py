@@ -9,7 +9,6 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.planner.baselines import place_static
 from isotherm.planner.bounds import imbalance_bound
-from isotherm.planner.load_kernels import make_layer
 from isotherm.planner.pack_kernels import list_replicas, pack, separate, trade
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.search_kernels import search_layer
@@ -82,15 +81,11 @@ def _search(request: PlanRequest, heat: FloatArray, start_P: Int64Array, target:
     mean = float(heat.sum()) / ranks
     if mean <= 0:
         return _Path(start_P[None], np.zeros(1), np.zeros(1, np.int64))
-    balanced = request.shares == "balanced"
-    even = make_layer(start_P, heat / mean, ranks, False)
-    if even.load_G.max() <= target:  # exact shares can only be better
-        return _Path(start_P[None], np.full(1, even.load_G.max() * mean), np.zeros(1, np.int64))
-    layer, trial = make_layer(start_P, heat / mean, ranks, balanced), even._replace(balanced=balanced)
     limit = slots if request.max_moves is None else min(slots, request.max_moves)
     slot_to_expert_KP = np.empty((limit + 1, slots), np.int64)
     peak_K = np.empty(limit + 1)
-    rows = search_layer(layer, trial, target, slot_to_expert_KP, peak_K)
+    balanced = request.shares == "balanced"
+    rows = search_layer(start_P, heat / mean, ranks, balanced, target, slot_to_expert_KP, peak_K)
     slot_to_expert_KP = slot_to_expert_KP[:rows].copy()
     moves_K = (slot_to_expert_KP != start_P).sum(axis=1)
     return _Path(slot_to_expert_KP, peak_K[:rows] * mean, moves_K)

@@ -5,26 +5,41 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.placement import Placement, expert_sums
+from isotherm.jit import kernel
+from isotherm.placement import Placement
 from isotherm.planner.load_kernels import make_layer
 from isotherm.topology import Topology
 
 
 def balanced_shares(heat_LE: FloatArray | Int64Array, placement: Placement, topology: Topology) -> FloatArray:
-    """Shares float64 [layers, slots] that minimise the load of the hottest rank in each layer.
+    """Shares float64 [layers, slots] that minimise the load of the hottest rank in each layer, then that of
+    the next, and so on: the loads are as even as the placement allows.
 
-    Each expert in turn is poured over its ranks like water, until a round changes nothing (1e-9 of the
-    mean load). That descends the sum of the squared loads, which is convex and has one constraint per
-    expert, so it ends at its minimum; there no flow can lower the highest rank. Experts without heat are
-    split evenly.
+    Exact up to rounding (see `level_kernels` for the method). Experts without heat are split evenly.
     """
-    tokens_LP = np.zeros(placement.slot_to_expert.shape)
-    for layer, row_P in enumerate(placement.slot_to_expert.astype(np.int64)):
-        heat_E = np.array(heat_LE[layer], np.float64)
-        mean = heat_E.sum() / topology.ranks
-        if mean > 0:
-            tokens_LP[layer] = make_layer(row_P, heat_E / mean, topology.ranks, True).tokens_P
-    safe_LP = np.maximum(placement.slot_to_expert, 0).astype(np.int64)
-    total_LP = np.take_along_axis(expert_sums(placement, tokens_LP), safe_LP, axis=1)
-    served_LP = (total_LP > 0) & (placement.slot_to_expert >= 0)
-    return np.divide(tokens_LP, total_LP, out=placement.even_shares(), where=served_LP)
+    shares_LP = placement.even_shares()
+    divide_layers(
+        np.ascontiguousarray(heat_LE, np.float64),
+        placement.slot_to_expert.astype(np.int64),
+        topology.ranks,
+        shares_LP,
+    )
+    return shares_LP
+
+
+@kernel
+def divide_layers(heat_LE: FloatArray, slot_expert_LP: Int64Array, ranks: int, shares_LP: FloatArray) -> None:
+    """Replaces the shares of experts with heat by balanced ones."""
+    for row in range(len(heat_LE)):
+        mean = heat_LE[row].sum() / ranks
+        if mean <= 0.0:
+            continue
+        layer = make_layer(slot_expert_LP[row], heat_LE[row] / mean, ranks, True)
+        for expert in range(len(layer.heat_E)):
+            if layer.heat_E[expert] <= 0.0:
+                continue
+            first, last, total = layer.start_E1[expert], layer.start_E1[expert + 1], 0.0
+            for i in range(first, last):
+                total += layer.tokens_P[layer.slots_P[i]]
+            for i in range(first, last):
+                shares_LP[row, layer.slots_P[i]] = layer.tokens_P[layer.slots_P[i]] / total
