@@ -1,7 +1,7 @@
 """Isotherm: balances the experts of an expert-parallel Mixture-of-Experts engine while it serves.
 
-Offline (plans, placements, heat) needs numpy and numba alone. `Balancer` and `HeatCollector` need torch;
-they are imported when first asked for.
+Offline (plans, placements, heat and its files) needs the base install alone. `Balancer` and `HeatCollector`
+need torch; they, and what reads and writes files, are imported when first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,15 @@ from isotherm.window import (
 if TYPE_CHECKING:
     from isotherm.balancer import Balancer
     from isotherm.heat import HeatCollector
+    from isotherm.traces import (
+        HeatHeader,
+        HeatTrace,
+        HeatWriter,
+        PlacementFile,
+        read_heat,
+        read_placement,
+        write_placement,
+    )
 
 __version__ = "0.1.0"
 
@@ -41,7 +50,10 @@ __all__ = [
     "Balancer",
     "Config",
     "HeatCollector",
+    "HeatHeader",
+    "HeatTrace",
     "HeatWindow",
+    "HeatWriter",
     "ImbalanceSummary",
     "IsothermError",
     "LinkError",
@@ -53,6 +65,7 @@ __all__ = [
     "PeerFailedError",
     "PeerMismatchError",
     "Placement",
+    "PlacementFile",
     "Plan",
     "PlanRefusedError",
     "ProtocolError",
@@ -63,21 +76,31 @@ __all__ = [
     "layer_imbalance",
     "overall_imbalance",
     "plan",
+    "read_heat",
+    "read_placement",
+    "write_placement",
 ]
 
-_NEEDS_TORCH = {
+_WHEN_ASKED_FOR = {
     "Balancer": "isotherm.balancer",
     "HeatCollector": "isotherm.heat",
+    "HeatHeader": "isotherm.traces",
+    "HeatTrace": "isotherm.traces",
+    "HeatWriter": "isotherm.traces",
+    "PlacementFile": "isotherm.traces",
+    "read_heat": "isotherm.traces",
+    "read_placement": "isotherm.traces",
+    "write_placement": "isotherm.traces",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NEEDS_TORCH:
+    if name not in _WHEN_ASKED_FOR:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     try:
-        return getattr(import_module(_NEEDS_TORCH[name]), name)
+        return getattr(import_module(_WHEN_ASKED_FOR[name]), name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -1,1 +1,19 @@
 """Heat files, and the files of other systems. Needs no torch."""
+
+from isotherm.traces.files import FileFormat, detect_format, read_heat, read_placement, write_placement
+from isotherm.traces.header import HeatHeader
+from isotherm.traces.recorder import HeatWriter
+from isotherm.traces.sources import PlacementFile
+from isotherm.traces.trace import HeatTrace
+
+__all__ = [
+    "FileFormat",
+    "HeatHeader",
+    "HeatTrace",
+    "HeatWriter",
+    "PlacementFile",
+    "detect_format",
+    "read_heat",
+    "read_placement",
+    "write_placement",
+]

@@ -1,0 +1,223 @@
+"""Files of any system, read by what they hold; placements, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+from uuid import uuid4
+
+from isotherm.placement import Placement, Plan
+from isotherm.traces.formats.deepseek import pack_deepseek, read_deepseek_heat, read_deepseek_placement
+from isotherm.traces.formats.own import SLOTS, pack_own, read_own_placement
+from isotherm.traces.formats.sglang import pack_sglang, read_sglang_heat, read_sglang_placement
+from isotherm.traces.formats.tensorrt_llm import (
+    ASSIGNMENTS,
+    META,
+    pack_tensorrt_llm,
+    read_tensorrt_llm_heat,
+    read_tensorrt_llm_placement,
+)
+from isotherm.traces.formats.vllm_ascend import pack_vllm_ascend, read_vllm_ascend_placement
+from isotherm.traces.npy import NPY_BEGINS, zip_names
+from isotherm.traces.problems import parse_json, problem, read_whole
+from isotherm.traces.sources import ROWS_PER_WINDOW, PlacementFile, Source
+from isotherm.traces.stored import is_heat_file, read_heat_file
+from isotherm.traces.trace import HeatTrace
+
+FileFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
+"""Whose file it is. isotherm: heat files and our own placements."""
+
+_HEAT_READERS: dict[str, Callable[[Source], HeatTrace]] = {
+    "isotherm": lambda source: read_heat_file(source.path),
+    "sglang": read_sglang_heat,
+    "tensorrt-llm": read_tensorrt_llm_heat,
+    "deepseek": read_deepseek_heat,
+}
+_PLACEMENT_READERS: dict[str, Callable[[Source], PlacementFile]] = {
+    "isotherm": read_own_placement,
+    "sglang": read_sglang_placement,
+    "vllm-ascend": read_vllm_ascend_placement,
+    "tensorrt-llm": read_tensorrt_llm_placement,
+    "deepseek": read_deepseek_placement,
+}
+_PACKERS: dict[str, Callable[[PlacementFile], bytes]] = {
+    "isotherm": pack_own,
+    "sglang": pack_sglang,
+    "vllm-ascend": pack_vllm_ascend,
+    "tensorrt-llm": pack_tensorrt_llm,
+    "deepseek": pack_deepseek,
+}
+_JSON_KEYS: dict[str, FileFormat] = {
+    "logical_count": "sglang",
+    "physical_to_logical_map": "sglang",
+    "layer_list": "vllm-ascend",
+    ASSIGNMENTS: "tensorrt-llm",
+}
+
+
+def read_heat(
+    path: str | os.PathLike[str],
+    *,
+    format: FileFormat | None = None,
+    moe_layers: Sequence[int] | None = None,
+    model_layers: int | None = None,
+    top_k: int | None = None,
+    rows_per_window: int = ROWS_PER_WINDOW,
+) -> HeatTrace:
+    """The heat in a file, whoever wrote it.
+
+    Heat files are lazy; of others, with one row per forward pass, ``rows_per_window`` rows make a window.
+    Layers that hold no heat are left out, with the numbers of the others kept; ``notes`` of the trace says
+    which.
+
+    Args:
+        path: a heat file; a dump (``.pt``) or statistics (JSON) of SGLang; a folder of statistics of
+            TensorRT-LLM; an array of numpy, [layers, experts] or [rows, layers, experts].
+        format: whose file it is; None: found by what it holds.
+        moe_layers: the model's numbers of the layers, where the file does not say.
+        model_layers: all layers of the model, dense ones too, where the file does not say.
+        top_k: experts that a token picks, where the file does not say.
+
+    Raises:
+        ValueError: the file is not what it should be; the message names file, place and rule.
+    """
+    source = Source(Path(path), _as_layers(moe_layers), model_layers, top_k, rows_per_window)
+    found = detect_format(source.path) if format is None else _known(format)
+    if found not in _HEAT_READERS:
+        raise problem(source.path, "", f"a file of {found} holds a placement and no heat")
+    return _HEAT_READERS[found](source)
+
+
+def read_placement(
+    path: str | os.PathLike[str],
+    *,
+    format: FileFormat | None = None,
+    moe_layers: Sequence[int] | None = None,
+    model_layers: int | None = None,
+) -> PlacementFile:
+    """The placement in a file, whoever wrote it. Arguments and errors are those of `read_heat`.
+
+    Files of vLLM Ascend and DeepSeek-style arrays do not name their layers; without ``moe_layers`` they are
+    numbered from 0. One of SGLang has rows for dense layers too, which ``moe_layers`` leaves out.
+    """
+    source = Source(Path(path), _as_layers(moe_layers), model_layers)
+    found = detect_format(source.path) if format is None else _known(format)
+    return _PLACEMENT_READERS[found](source)
+
+
+def write_placement(
+    what: Plan | Placement | PlacementFile,
+    path: str | os.PathLike[str],
+    *,
+    format: FileFormat,
+    ranks: int | None = None,
+    layer_ids: Sequence[int] | None = None,
+    model_layers: int | None = None,
+) -> None:
+    """Writes a placement for an engine. The file appears whole, or stays as it was.
+
+    Args:
+        what: a plan knows its layers; those of a bare placement are numbered from 0.
+        format: vllm-ascend: ``expert_map.json``. sglang: JSON for ``--init-expert-location``. tensorrt-llm:
+            a load balancer configuration in YAML. deepseek: ``.npz``. isotherm: ``.npz``.
+        ranks: over how many ranks the slots lie; vLLM Ascend wants to know.
+        layer_ids: the model's numbers of the layers, where ``what`` does not say.
+        model_layers: all layers of the model, dense ones too; SGLang wants to know.
+
+    Raises:
+        ValueError: something that the format wants is not known, or the file cannot be written.
+    """
+    _known(format)
+    file = _as_file(what, _as_layers(layer_ids))
+    file = replace(
+        file,
+        ranks=file.ranks if ranks is None else ranks,
+        model_layers=file.model_layers if model_layers is None else model_layers,
+    )
+    write_whole(Path(path), _PACKERS[format](file))
+
+
+def detect_format(path: Path) -> FileFormat:
+    """Whose file it is, by what it holds.
+
+    Raises:
+        ValueError: it cannot be read, or is of none that we know.
+    """
+    if path.is_dir():
+        if (path / META).is_file():
+            return "tensorrt-llm"
+        raise problem(path, "", f"a folder without {META}, which statistics of TensorRT-LLM have")
+    if is_heat_file(path):
+        return "isotherm"
+    if names := zip_names(path):
+        if any(name.endswith("/data.pkl") for name in names):
+            return "sglang"
+        return "isotherm" if f"{SLOTS}.npy" in names else "deepseek"
+    return _detect_text(path)
+
+
+def _detect_text(path: Path) -> FileFormat:
+    data = read_whole(path)
+    if data.startswith(NPY_BEGINS):
+        return "deepseek"
+    if data.lstrip()[:1] == b"{":
+        values = parse_json(data, path, "")
+        for key, found in _JSON_KEYS.items():
+            if key in values:
+                return found
+    elif ASSIGNMENTS.encode() in data:
+        return "tensorrt-llm"
+    raise problem(
+        path, "", "is of no system that is known here: give format= (--format), one of "
+        f"{', '.join(get_args(FileFormat))}"
+    )  # fmt: skip
+
+
+def holds_placement_alone(path: Path, format: FileFormat) -> bool:
+    """Whether a file of this format is a placement without any heat."""
+    if format == "isotherm":
+        return not is_heat_file(path)
+    if format == "deepseek":
+        return "phy2log.npy" in zip_names(path)
+    if format == "sglang":
+        return not zip_names(path) and "logical_count" not in parse_json(read_whole(path), path, "")
+    return format == "vllm-ascend" or not path.is_dir()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that appears whole, or stays as it was.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise problem(path, "", f"cannot be written: {error.strerror or error}") from error
+
+
+def _known(format: FileFormat) -> FileFormat:
+    if format not in get_args(FileFormat):
+        raise ValueError(f"format={format!r} is unknown: choose one of {', '.join(get_args(FileFormat))}")
+    return format
+
+
+def _as_layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if layers is None else tuple(int(layer) for layer in layers)
+
+
+def _as_file(what: Plan | Placement | PlacementFile, layer_ids: tuple[int, ...] | None) -> PlacementFile:
+    if isinstance(what, PlacementFile):
+        return what if layer_ids is None else replace(what, layer_ids=layer_ids)
+    if isinstance(what, Plan):
+        return PlacementFile(what.placement, what.layer_ids if layer_ids is None else layer_ids)
+    return PlacementFile(what, tuple(range(what.layers)) if layer_ids is None else layer_ids)

@@ -1,0 +1,1 @@
+"""The files of each system: what is read, and what is written."""

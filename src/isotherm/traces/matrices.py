@@ -1,0 +1,122 @@
+"""Numbers of other systems made into windows: checked, whole, without the rows that hold nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from isotherm.arrays import BoolArray, Int64Array
+from isotherm.traces.header import HeatHeader
+from isotherm.traces.problems import problem, shortened
+from isotherm.traces.sources import NamedRows, Source
+from isotherm.traces.trace import HeatTrace
+from isotherm.window import HeatWindow
+
+ALL_KINDS = ("all",)
+"""The one kind of tokens of a file that does not tell prefill from decode."""
+
+LARGEST_COUNT = 2**53
+_FRACTION_DIGITS = 12
+
+
+def trace_of(
+    counts: Any, source: Source, *, engine: str, place: str, layer_ids: tuple[int, ...] | None = None
+) -> HeatTrace:
+    """The trace of counts [layers, experts], or [rows, layers, experts] with one row per forward pass.
+
+    ``layer_ids``: the file names its layers, and they are all MoE layers.
+
+    Raises:
+        ValueError: anything but finite, non-negative numbers, or no heat at all; the message names file,
+            layer and expert.
+    """
+    counts_TLE = _checked(counts, source, place)
+    used_T: BoolArray = np.any(counts_TLE, axis=(1, 2), keepdims=True)[:, 0, 0]
+    notes: tuple[str, ...] = ()
+    if counts_TLE.shape[0] > 1 and not used_T.all():
+        notes = (f"{np.count_nonzero(~used_T)} of {len(used_T)} rows hold no heat and are left out",)
+        counts_TLE = counts_TLE[used_T]
+    whole_TLE, more_notes = _whole(counts_TLE)
+    if layer_ids is None:
+        named = source.name_rows(np.any(whole_TLE, axis=(0, 2), keepdims=True)[0, :, 0])
+    else:
+        named = NamedRows(np.arange(len(layer_ids)), layer_ids, source.model_layers, ())
+    try:
+        header = HeatHeader(
+            layer_ids=named.layer_ids,
+            experts=whole_TLE.shape[2],
+            top_k=source.top_k,
+            kinds=ALL_KINDS,
+            model_layers=named.model_layers,
+            engine=engine,
+        )
+    except ValueError as error:
+        raise problem(source.path, place, str(error)) from error
+    windows = _windows(whole_TLE[:, named.rows], header, source.rows_per_window)
+    return HeatTrace(header, windows, notes + more_notes + named.notes)
+
+
+def numbers_of(values: Any, source: Source, place: str) -> np.ndarray:
+    """``values`` as an array of numbers; lists of lists must be rectangular."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise problem(source.path, place, "rows must be of equal length") from error
+    if array.dtype.kind not in "iuf":
+        raise problem(source.path, place, f"must hold numbers, not {shortened(array.dtype.name)}")
+    return array
+
+
+def _checked(counts: Any, source: Source, place: str) -> np.ndarray:
+    counts_TLE = numbers_of(counts, source, place)
+    if counts_TLE.ndim == 2:
+        counts_TLE = counts_TLE[None]
+    if counts_TLE.ndim != 3 or not counts_TLE.size:
+        raise problem(
+            source.path, place, f"shape {counts_TLE.shape} is neither [layers, experts] nor [rows, layers, "
+            "experts], none of them 0"
+        )  # fmt: skip
+    bad_TLE = ~((counts_TLE >= 0) & (counts_TLE <= LARGEST_COUNT))  # NaN is neither
+    if bad_TLE.any():
+        row, layer, expert = np.argwhere(bad_TLE)[0]
+        raise problem(
+            source.path,
+            f"{place}, "
+            + (f"row {row}, " if len(counts_TLE) > 1 else "")
+            + f"layer {layer}, expert {expert}",
+            f"{counts_TLE[row, layer, expert]} must be a number from 0 to 2^53",
+        )
+    if float(counts_TLE.sum(dtype=np.float64)) > 2.0**62:
+        raise problem(source.path, place, "the counts add up to more than 2^62")
+    return counts_TLE
+
+
+def _whole(counts_TLE: np.ndarray) -> tuple[Int64Array, tuple[str, ...]]:
+    """Counts as int64: fractions, as of means, are scaled by a power of ten, since heat is in any unit."""
+    if counts_TLE.dtype.kind != "f" or (counts_TLE == np.rint(counts_TLE)).all():
+        return counts_TLE.astype(np.int64), ()
+    exponent = _FRACTION_DIGITS - int(np.ceil(np.log10(counts_TLE.max())))
+    if exponent <= 0:
+        return np.rint(counts_TLE).astype(np.int64), ("fractions are rounded",)
+    scaled_TLE = np.rint(counts_TLE.astype(np.float64) * 10.0**exponent).astype(np.int64)
+    return scaled_TLE, (f"fractions: every count is multiplied by 10^{exponent}",)
+
+
+def _windows(counts_TLE: Int64Array, header: HeatHeader, rows_per_window: int) -> tuple[HeatWindow, ...]:
+    return tuple(
+        _window(counts_TLE[start : start + rows_per_window], start, header)
+        for start in range(0, len(counts_TLE), rows_per_window)
+    )
+
+
+def _window(part_TLE: Int64Array, start: int, header: HeatHeader) -> HeatWindow:
+    heat_LE = part_TLE.sum(axis=0)
+    tokens = int(heat_LE.sum(axis=1).max()) // header.top_k if header.top_k else 0
+    return HeatWindow(
+        heat_KSLE=heat_LE[None, None],
+        slot_load_LGS=None,
+        slice_steps=(start, start + len(part_TLE)),
+        tokens_K=np.array([tokens]),
+        layer_ids=header.layer_ids,
+    )
