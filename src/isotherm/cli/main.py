@@ -17,6 +17,9 @@ from typing import Annotated, Any, TypeAlias
 import tyro
 
 from isotherm.bench.options import BenchOptions
+from isotherm.cli.convert_file import ConvertOptions, run_convert
+from isotherm.cli.inspect_file import InspectOptions, run_inspect
+from isotherm.cli.plan_file import PlanOptions, run_plan
 from isotherm.demo.options import DemoOptions
 from isotherm.errors import IsothermError
 
@@ -47,10 +50,15 @@ def _subcommand(name: str, options: type) -> Any:
 
 _Command = (
     Annotated[DemoOptions, _subcommand("demo", DemoOptions)]
+    | Annotated[InspectOptions, _subcommand("inspect", InspectOptions)]
+    | Annotated[PlanOptions, _subcommand("plan", PlanOptions)]
+    | Annotated[ConvertOptions, _subcommand("convert", ConvertOptions)]
     | Annotated[BenchOptions, _subcommand("bench", BenchOptions)]
     | Annotated[DoctorOptions, _subcommand("doctor", DoctorOptions)]
 )
-_Options: TypeAlias = DemoOptions | BenchOptions | DoctorOptions
+_Options: TypeAlias = (
+    DemoOptions | InspectOptions | PlanOptions | ConvertOptions | BenchOptions | DoctorOptions
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +96,12 @@ def _parse(arguments: Sequence[str]) -> _Options:
 def _run(options: _Options, arguments: Sequence[str]) -> int:
     if isinstance(options, DoctorOptions):
         return _doctor(options)
+    if isinstance(options, InspectOptions):
+        return run_inspect(options)
+    if isinstance(options, PlanOptions):
+        return run_plan(options)
+    if isinstance(options, ConvertOptions):
+        return run_convert(options)
     if isinstance(options, BenchOptions):
         from isotherm.cli.bench import run_bench
 

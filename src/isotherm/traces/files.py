@@ -23,6 +23,7 @@ from isotherm.traces.formats.tensorrt_llm import (
 from isotherm.traces.formats.vllm_ascend import pack_vllm_ascend, read_vllm_ascend_placement
 from isotherm.traces.npy import NPY_BEGINS, zip_names
 from isotherm.traces.problems import parse_json, problem, read_whole
+from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.sources import ROWS_PER_WINDOW, PlacementFile, Source
 from isotherm.traces.stored import is_heat_file, read_heat_file
 from isotherm.traces.trace import HeatTrace
@@ -140,6 +141,30 @@ def write_placement(
     write_whole(Path(path), _PACKERS[format](file))
 
 
+def write_heat(trace: HeatTrace, path: str | os.PathLike[str]) -> None:
+    """Writes a trace as a heat file, which appears whole, or stays as it was.
+
+    Raises:
+        ValueError: a window cannot be read, or the file cannot be written.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        with HeatWriter(temporary, trace.header) as writer:
+            starts = dict(trace.placements)
+            for index, window in enumerate(trace):
+                if index in starts:
+                    writer.set_placement(starts[index])
+                writer.append(window)
+        temporary.replace(path)
+    except OSError as error:
+        raise problem(path, "", f"cannot be written: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(temporary), str(path))) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def detect_format(path: Path) -> FileFormat:
     """Whose file it is, by what it holds.
 
@@ -171,9 +196,11 @@ def _detect_text(path: Path) -> FileFormat:
     elif ASSIGNMENTS.encode() in data:
         return "tensorrt-llm"
     raise problem(
-        path, "", "is of no system that is known here: give format= (--format), one of "
-        f"{', '.join(get_args(FileFormat))}"
-    )  # fmt: skip
+        path,
+        "",
+        "is of no system that is known here: give format= (inspect --format, else --input-format), "
+        f"one of {', '.join(get_args(FileFormat))}",
+    )
 
 
 def holds_placement_alone(path: Path, format: FileFormat) -> bool:
@@ -193,7 +220,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         ValueError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = _beside(path)
     try:
         try:
             with temporary.open("xb") as file:
@@ -203,6 +230,11 @@ def write_whole(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise problem(path, "", f"cannot be written: {error.strerror or error}") from error
+
+
+def _beside(path: Path) -> Path:
+    """A name for a file in the making, in the same folder, so that it can take the place of ``path``."""
+    return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
 def _known(format: FileFormat) -> FileFormat:

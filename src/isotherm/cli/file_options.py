@@ -1,0 +1,44 @@
+"""What options of the commands that read files have in common."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any, Literal
+
+from rich.console import Console
+
+InputFormat = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
+
+_PART = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Layer numbers from ``3-60`` or ``0,2,5-7``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text is None:
+        return None
+    layers: list[int] = []
+    for part in text.split(","):
+        match = _PART.fullmatch(part.strip())
+        if match is None:
+            raise ValueError(f"--moe-layers {text}: give numbers and spans of them, such as 3-60 or 0,2,5-7")
+        layers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(layers)
+
+
+def print_json(value: Any) -> None:
+    """JSON alone on stdout."""
+    json.dump(value, sys.stdout)
+    sys.stdout.write("\n")
+
+
+def tell_notes(notes: tuple[str, ...]) -> None:
+    """What a reader left out or took for granted, on stderr."""
+    console = Console(stderr=True, highlight=False)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -1,0 +1,194 @@
+"""`isotherm plan`: from a file of heat to a placement file that an engine loads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from isotherm.bench.show import wide_console
+from isotherm.cli.file_options import InputFormat, parse_layers, print_json, tell_notes
+from isotherm.placement import Placement, Plan, rank_loads
+from isotherm.planner.offline import Engine
+from isotherm.topology import MoEShape, Topology
+from isotherm.window import HeatWindow, ImbalanceSummary
+
+if TYPE_CHECKING:
+    from isotherm.traces import HeatTrace
+
+_ENGINE_OF: dict[str, Engine] = {
+    "isotherm": "isotherm",
+    "sglang": "sglang",
+    "vllm-ascend": "vllm-ascend",
+    "tensorrt-llm": "tensorrt-llm",
+    "deepseek": "vllm",  # whoever takes such arrays splits evenly too
+}
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Plans a placement for the heat in a file, and writes it for an engine to load.
+
+    Examples:
+        isotherm plan decode.heat --ranks 32 --nodes 4 --redundant 32 --format vllm-ascend --out map.json
+        isotherm plan dump.pt --ranks 16 --redundant 16 --format sglang --out location.json
+        isotherm plan decode.heat --ranks 32 --redundant 32 --current old.npz --max-moves 500 --out new.npz
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The heat: of any system that `isotherm inspect` reads."""
+    ranks: int
+    """Ranks of the expert-parallel group."""
+    out: Path
+    """The placement file to write: it appears whole, or stays as it was."""
+    nodes: int = 1
+    """Machines that the ranks are on, equally many on each."""
+    redundant: Annotated[int, tyro.conf.arg(aliases=("--slots",))] = 0
+    """Slots beyond one for each expert, over all ranks."""
+    format: InputFormat = "isotherm"
+    """For whom to write."""
+    engine: Engine | None = None
+    """Who will serve by it, where it is not whom the format is of: decides how replicas split tokens."""
+    policy: str = "incremental"
+    """How to plan; `isotherm doctor` lists the policies."""
+    current: Path | None = None
+    """What the slots hold now: moves are counted from there, and kept few."""
+    max_moves: int | None = None
+    """With --current: slots that may change."""
+    kind: str | None = None
+    """Plan for this kind of tokens alone, such as decode."""
+    input_format: InputFormat | None = None
+    """Whose file the heat is; found by what it holds where it is left out."""
+    moe_layers: str | None = None
+    """The model's numbers of the MoE layers, such as 3-60, where the file does not say."""
+    model_layers: int | None = None
+    """All layers of the model, dense ones too, where the file does not say. SGLang wants to know."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the report as JSON on stdout."""
+
+
+def run_plan(options: PlanOptions) -> int:
+    """Plans and writes; the exit code 0.
+
+    Raises:
+        ValueError: the file or an option is not what it should be, or the placement cannot be written.
+        PlanRefusedError: the policy's answer breaks an invariant.
+    """
+    from isotherm.planner import plan
+    from isotherm.traces import read_heat, write_placement
+
+    trace = read_heat(
+        options.file,
+        format=options.input_format,
+        moe_layers=parse_layers(options.moe_layers),
+        model_layers=options.model_layers,
+    )
+    tell_notes(trace.notes)
+    topology = Topology.for_model(
+        experts=trace.header.experts, redundant=options.redundant, ranks=options.ranks, nodes=options.nodes
+    )
+    window = _chosen(trace, options.kind)
+    current = None if options.current is None else _read_current(options.current, trace)
+    planned = plan(
+        window,
+        topology,
+        current,
+        engine=options.engine or _ENGINE_OF[options.format],
+        policy=options.policy,
+        max_moves=options.max_moves,
+    )
+    write_placement(
+        planned,
+        options.out,
+        format=options.format,
+        ranks=options.ranks,
+        model_layers=options.model_layers or trace.header.model_layers,
+    )
+    _show(_report(window, topology, current, planned, options), planned, options)
+    return 0
+
+
+def _chosen(trace: HeatTrace, kind: str | None) -> HeatWindow:
+    """All windows as one; of one kind of tokens where it is named."""
+    window, kinds = trace.merged(), trace.header.kinds
+    if kind is None:
+        return window
+    if kind not in kinds:
+        raise ValueError(f"--kind {kind}: the file knows {', '.join(kinds)}")
+    index = kinds.index(kind)
+    return HeatWindow(
+        heat_KSLE=window.heat_KSLE[index : index + 1],
+        slot_load_LGS=None,
+        slice_steps=window.slice_steps,
+        tokens_K=window.tokens_K[index : index + 1],
+        layer_ids=window.layer_ids,
+    )
+
+
+def _read_current(path: Path, trace: HeatTrace) -> Placement:
+    from isotherm.traces import read_placement
+    from isotherm.traces.sources import in_spans
+
+    file = read_placement(path, moe_layers=trace.layer_ids)
+    tell_notes(file.notes)
+    if file.layer_ids != trace.layer_ids:
+        raise ValueError(
+            f"{path}: has layers {in_spans(file.layer_ids)}, and the heat {in_spans(trace.layer_ids)}: "
+            "they must be the same"
+        )
+    return file.placement
+
+
+def _report(
+    window: HeatWindow, topology: Topology, current: Placement | None, planned: Plan, options: PlanOptions
+) -> dict[str, Any]:
+    """Imbalance before and after: before is the current placement, or slot ``p`` with expert ``p % E``."""
+    heat_LE = window.heat_LE
+    layers, experts = heat_LE.shape
+    before = Placement.default(MoEShape(layers, experts, 1), topology) if current is None else current
+    loads = {
+        "before": rank_loads(heat_LE, before, before.even_shares(), topology),
+        "after": rank_loads(heat_LE, planned.placement, planned.shares, topology),
+    }
+    return {
+        "out": str(options.out),
+        "format": options.format,
+        "policy": options.policy,
+        "reason": planned.reason,
+        "moves": len(planned.moves),
+        "imbalance": {
+            name: asdict(ImbalanceSummary.of(load_LG, window.layer_ids)) for name, load_LG in loads.items()
+        },
+        "bound": {"worst": float(planned.bound.max()), "mean": float(planned.bound.mean())},
+    }
+
+
+def _show(report: dict[str, Any], planned: Plan, options: PlanOptions) -> None:
+    if options.json:
+        print_json(report)
+        return
+    console = wide_console()
+    table = Table(title="Imbalance: hottest rank over the mean", title_justify="left")
+    for name in ("", "overall", "p50", "p95", "worst", "in layer"):
+        table.add_column(name, justify="right")
+    names = {"before": "before" if options.current is None else "current", "after": "planned"}
+    for name, title in names.items():
+        summary = report["imbalance"][name]
+        numbers = (f"{summary[key]:.3f}" for key in ("overall", "p50", "p95", "worst"))
+        table.add_row(title, *numbers, str(summary["worst_layer"]))
+    console.print(table)
+    console.print(
+        f"{report['reason']}; the mean over layers cannot fall under {report['bound']['mean']:.3f}",
+        markup=False,
+        soft_wrap=True,
+    )
+    slots = planned.placement.slots
+    console.print(
+        f"{options.out}: {options.format}, {planned.placement.layers} layers of {slots} slots on "
+        f"{options.ranks} ranks",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,260 @@
+"""`isotherm inspect`, `plan` and `convert` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import isotherm as iso
+from isotherm.cli.file_options import parse_layers
+from isotherm.cli.main import main
+from isotherm.window import overall_imbalance
+
+LAYERS = (1, 2, 4)
+EXPERTS = 8
+
+
+def make_heat(folder: Path, *, windows: int = 3) -> Path:
+    """A heat file of a model of 6 layers, 3 of them MoE layers, on 4 ranks."""
+    path, rng = folder / "some.heat", np.random.default_rng(0)
+    header = iso.HeatHeader(LAYERS, EXPERTS, 2, topology=iso.Topology(4, 3), model_layers=6, model="a model")
+    weights_LE = np.exp(rng.normal(0, 1, (3, EXPERTS)))
+    with iso.HeatWriter(path, header) as writer:
+        for number in range(windows):
+            heat_KSLE = rng.poisson(100 * weights_LE, (2, 2, 3, EXPERTS))
+            loads_LGS = rng.integers(0, 100, (3, 4, 3))
+            steps = (8 * number, 8 * number + 4, 8 * number + 8)
+            writer.append(iso.HeatWindow(heat_KSLE, loads_LGS, steps, [100, 50], LAYERS))
+    return path
+
+
+def statistics(folder: Path) -> Path:
+    path = folder / "statistics.json"
+    counts_LE = np.zeros((6, EXPERTS), int)
+    counts_LE[list(LAYERS)] = np.random.default_rng(1).integers(1, 99, (3, EXPERTS))
+    path.write_text(json.dumps({"logical_count": counts_LE.tolist()}))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_inspect_shows_skew_drift_kinds_and_ranks(tmp_path: Path, capsys) -> None:
+    code, out, err = run(capsys, "inspect", make_heat(tmp_path), "--top", 3)
+    assert (code, err) == (0, "")
+    assert "some.heat: isotherm, a model; 3 windows, steps 0 to 24; 3 layers of 8 experts" in out
+    for title in ("Skew per layer", "hottest 3 of 8", "Drift", "prefill / decode", "imbalance of the ranks"):
+        assert title in out
+
+
+def test_inspect_prints_json_alone_and_notes_on_stderr(tmp_path: Path, capsys) -> None:
+    code, out, err = run(capsys, "inspect", statistics(tmp_path), "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert [layer["layer"] for layer in report["heat"]["layers"]] == list(LAYERS)
+    assert report["header"]["model_layers"] == 6
+    assert err == "note: layers 0, 3, 5 have no heat and are left out: dense, or never used\n"
+    assert report["notes"] == [err.removeprefix("note: ").strip()]
+    assert report["heat"]["rank_imbalance"] is None
+
+
+def test_inspect_tells_of_a_file_that_was_cut(tmp_path: Path, capsys) -> None:
+    path = make_heat(tmp_path)
+    path.write_bytes(path.read_bytes()[:-10])
+    code, out, err = run(capsys, "inspect", path)
+    assert code == 0
+    assert "2 windows" in out
+    assert "incomplete window" in err
+
+
+def test_plan_writes_what_the_engine_loads_and_prints_what_it_brings(tmp_path: Path, capsys) -> None:
+    path, out = make_heat(tmp_path), tmp_path / "expert_map.json"
+    common = ("plan", path, "--ranks", 4, "--nodes", 2, "--redundant", 4, "--policy", "deepseek")
+    code, printed, err = run(capsys, *common, "--format", "vllm-ascend", "--out", out, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(printed)
+    topology = iso.Topology.for_model(experts=EXPERTS, redundant=4, ranks=4, nodes=2)
+    heat = iso.read_heat(path).merged()
+    planned = iso.plan(heat, topology, engine="vllm-ascend", policy="deepseek")
+    written = iso.read_placement(out, moe_layers=LAYERS)
+    assert written.placement == planned.placement
+    assert written.ranks == 4
+    load_LG = np.zeros((3, 4))
+    replicas_LE = planned.placement.replicas_LE
+    for layer, slot in np.ndindex(3, 12):
+        expert = planned.placement.slot_to_expert[layer, slot]
+        load_LG[layer, slot // 3] += heat.heat_LE[layer, expert] / replicas_LE[layer, expert]
+    assert report["imbalance"]["after"]["overall"] == pytest.approx(overall_imbalance(load_LG))
+    assert report["imbalance"]["before"]["overall"] > report["imbalance"]["after"]["overall"]
+    code, printed, _ = run(capsys, *common, "--slots", 4, "--out", tmp_path / "own.npz")
+    assert code == 0
+    assert "planned" in printed
+    assert "3 layers of 12 slots on 4 ranks" in printed
+
+
+@pytest.mark.parametrize("format", ["sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "isotherm"])
+def test_plan_goes_on_from_a_file_of_any_engine(tmp_path: Path, capsys, format: str) -> None:
+    path, current, out = make_heat(tmp_path), tmp_path / "current", tmp_path / "next"
+    placement = iso.Placement.default(iso.MoEShape(3, EXPERTS, 2), iso.Topology(4, 3))
+    iso.write_placement(placement, current, format=format, ranks=4, layer_ids=LAYERS, model_layers=6)
+    code, printed, _ = run(
+        capsys, "plan", path, "--ranks", 4, "--redundant", 4, "--current", current, "--policy", "deepseek",
+        "--max-moves", 7, "--out", out, "--json",
+    )  # fmt: skip
+    assert code == 0
+    report = json.loads(printed)
+    changed = iso.read_placement(out).placement.slot_to_expert != placement.slot_to_expert
+    assert changed.sum() == report["moves"] <= 7
+
+
+def test_plan_for_one_kind_of_tokens(tmp_path: Path, capsys) -> None:
+    path, out = make_heat(tmp_path), tmp_path / "out.npz"
+    common = ("plan", path, "--ranks", 4, "--redundant", 4, "--policy", "deepseek", "--out", out)
+    assert run(capsys, *common, "--kind", "decode")[0] == 0
+    decode_LE = iso.read_heat(path).merged().heat_KSLE[1, 0]
+    planned = iso.plan(decode_LE, iso.Topology(4, 3), policy="deepseek")
+    assert iso.read_placement(out).placement == planned.placement
+    code, _, err = run(capsys, *common, "--kind", "warm")
+    assert (code, err) == (2, "isotherm: --kind warm: the file knows prefill, decode\n")
+
+
+def test_convert_makes_heat_files_and_carries_placements_over(tmp_path: Path, capsys) -> None:
+    source, heat = statistics(tmp_path), tmp_path / "some.heat"
+    code, out, _ = run(capsys, "convert", source, heat, "--format", "heat", "--top-k", 2)
+    assert (code, out) == (0, f"{heat}: 1 windows, 3 layers, 8 experts\n")
+    assert (iso.read_heat(heat).heat_LE == iso.read_heat(source).heat_LE).all()
+    assert iso.read_heat(heat).header == iso.read_heat(source, top_k=2).header
+    first = tmp_path / "expert_map.json"
+    placement = iso.Placement.default(iso.MoEShape(3, EXPERTS, 2), iso.Topology(4, 3))
+    iso.write_placement(placement, first, format="vllm-ascend", ranks=4)
+    before = first
+    for format in ("sglang", "tensorrt-llm", "deepseek", "isotherm", "vllm-ascend"):
+        after = tmp_path / f"of-{format}"
+        told = ("--moe-layers", "1-2,4", "--model-layers", 6, "--ranks", 4)
+        code, out, _ = run(capsys, "convert", before, after, "--format", format, *told, "--json")
+        assert code == 0
+        assert json.loads(out) == {"out": str(after), "format": format, "layers": 3, "slots": 12}
+        assert iso.read_placement(after, moe_layers=LAYERS).placement == placement
+        before = after
+    assert before.read_bytes() == first.read_bytes()
+    code, out, _ = run(capsys, "inspect", before, "--json")
+    assert json.loads(out)["placement"]["ranks"] == 4
+
+
+def test_convert_keeps_windows_and_the_placements_in_force(tmp_path: Path, capsys) -> None:
+    source, out = make_heat(tmp_path), tmp_path / "again.heat"
+    placement = iso.Placement.default(iso.MoEShape(3, EXPERTS, 2), iso.Topology(4, 3))
+    with iso.HeatWriter(source, iso.read_heat(source).header, append=True) as writer:
+        writer.set_placement(placement)
+        writer.append(iso.read_heat(source)[0])
+    assert run(capsys, "convert", source, out, "--format", "heat")[0] == 0
+    before, after = iso.read_heat(source), iso.read_heat(out)
+    assert after.placements == ((3, placement),)
+    assert [window.slice_steps for window in before] == [window.slice_steps for window in after]
+    assert (before.merged().slot_load_LGS == after.merged().slot_load_LGS).all()
+
+
+def wrong_inputs(folder: Path) -> dict[str, Path]:
+    files = {
+        "missing": folder / "missing",
+        "empty": folder / "empty",
+        "noise": folder / "noise",
+        "nan": folder / "nan.npy",
+        "cut": folder / "cut.json",
+        "folder": folder / "folder",
+        "map": folder / "map.json",
+    }
+    files["empty"].write_bytes(b"")
+    files["noise"].write_bytes(np.random.default_rng(0).bytes(5000))
+    np.save(files["nan"], np.array([[1.0, np.nan]]))
+    files["cut"].write_text('{"logical_count": [[1, 2')
+    files["folder"].mkdir()
+    files["map"].write_text('{"layer_list": [{"device_list": [{"device_expert": [0, "1"]}]}]}')
+    return files
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "noise", "nan", "cut", "folder", "map"])
+def test_wrong_input_is_one_message_exit_2_and_nothing_written(tmp_path: Path, capsys, name: str) -> None:
+    path, out = wrong_inputs(tmp_path)[name], tmp_path / "out"
+    for arguments in (
+        ("inspect", path),
+        ("plan", path, "--ranks", 2, "--out", out),
+        ("convert", path, out, "--format", "heat"),
+        ("convert", path, out, "--format", "deepseek"),
+    ):
+        before = sorted(tmp_path.iterdir())
+        code, printed, err = run(capsys, *arguments)
+        assert (code, printed) == (2, ""), arguments
+        assert err.startswith(f"isotherm: {path}"), err
+        assert err.count("\n") == 1, err
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_an_engine_wants_to_know_is_asked_for(tmp_path: Path, capsys) -> None:
+    own, out = tmp_path / "own.npz", tmp_path / "out"
+    placement = iso.Placement.default(iso.MoEShape(3, EXPERTS, 2), iso.Topology(4, 3))
+    iso.write_placement(placement, own, format="isotherm", layer_ids=LAYERS)
+    for format, wanted in (("vllm-ascend", "--ranks"), ("sglang", "--model-layers")):
+        code, _, err = run(capsys, "convert", own, out, "--format", format)
+        assert code == 2
+        assert wanted in err
+    other = tmp_path / "other.npz"
+    iso.write_placement(placement, other, format="isotherm", layer_ids=(1, 2, 3))
+    code, _, err = run(
+        capsys, "plan", make_heat(tmp_path), "--ranks", 4, "--redundant", 4, "--current", other, "--out", out
+    )
+    assert code == 2
+    assert "has layers 1-3, and the heat 1-2, 4" in err
+    assert not out.exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys) -> None:
+    path, locked = make_heat(tmp_path), tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    code, _, err = run(capsys, "convert", path, locked / "out.heat", "--format", "heat")
+    assert (code, "cannot be written" in err) == (2, True)
+
+
+def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path: Path, capsys) -> None:
+    path = make_heat(tmp_path)
+    for out in (tmp_path / "none" / "out", tmp_path):
+        before = sorted(tmp_path.parent.iterdir()), sorted(tmp_path.iterdir())
+        code, _, err = run(capsys, "convert", path, out, "--format", "heat")
+        assert code == 2
+        assert err.startswith(f"isotherm: {out}")
+        assert (sorted(tmp_path.parent.iterdir()), sorted(tmp_path.iterdir())) == before
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "convert"])
+def test_help_has_an_example(command: str, capsys) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"isotherm {command} " in out
+
+
+def test_layers_are_numbers_and_spans() -> None:
+    assert parse_layers("3-5,7") == (3, 4, 5, 7)
+    assert parse_layers(None) is None
+    for text in ("", "3-", "a", "-1", "1..2"):
+        with pytest.raises(ValueError, match="--moe-layers"):
+            parse_layers(text)
+
+
+def test_the_command_itself_ends_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "isotherm", "inspect", str(tmp_path)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"isotherm: {tmp_path}: a folder without meta_info.json")
+    assert "Traceback" not in done.stderr
