@@ -11,7 +11,7 @@ from isotherm.planner.baselines import place_static
 from isotherm.planner.bounds import imbalance_bound
 from isotherm.planner.pack_kernels import list_replicas, pack, separate, trade
 from isotherm.planner.request import PlanRequest
-from isotherm.planner.search_kernels import search_layer
+from isotherm.planner.search_kernels import WEIGHTS, search_layer
 from isotherm.topology import Topology
 
 NEAR_BOUND = {"even": 1e-2, "balanced": 1e-3}
@@ -21,15 +21,16 @@ finds next to nothing after packing and trading, and takes ten times as long."""
 
 @dataclass(frozen=True, eq=False)
 class _Path:
-    """The way of one layer: row ``k`` is its placement after ``k`` steps.
+    """What the search found for one layer: each row a placement, the first what it began with.
 
-    ``peak_K`` is the hottest rank's load in the unit of heat, ``moves_K`` the slots that differ from the
-    first row.
+    ``peak_K`` is the hottest rank's load, and ``goal`` what it is to come down to, in the unit of heat;
+    ``moves_K`` the slots that differ from the first row.
     """
 
     slot_to_expert_KP: Int64Array
     peak_K: FloatArray
     moves_K: Int64Array
+    goal: float
 
 
 def place_incremental(request: PlanRequest) -> Int64Array:
@@ -60,7 +61,10 @@ def place_incremental(request: PlanRequest) -> Int64Array:
         _search(request, heat_E, start_P, target)
         for heat_E, start_P, target in zip(request.heat_LE, start_LP, target_L, strict=True)
     ]
-    rows = _lowest(paths) if request.max_moves is None else _affordable(paths, request.max_moves)
+    if request.max_moves is None:
+        rows = [_row_to_take(path, request.current is not None) for path in paths]
+    else:
+        rows = _affordable(paths, request.max_moves)
     return np.stack([path.slot_to_expert_KP[row] for path, row in zip(paths, rows, strict=True)])
 
 
@@ -80,20 +84,24 @@ def _search(request: PlanRequest, heat: FloatArray, start_P: Int64Array, target:
     ranks, slots = request.topology.ranks, request.topology.slots
     mean = float(heat.sum()) / ranks
     if mean <= 0:
-        return _Path(start_P[None], np.zeros(1), np.zeros(1, np.int64))
+        return _Path(start_P[None], np.zeros(1), np.zeros(1, np.int64), 0.0)
     limit = slots if request.max_moves is None else min(slots, request.max_moves)
-    slot_to_expert_KP = np.empty((limit + 1, slots), np.int64)
-    peak_K = np.empty(limit + 1)
-    balanced = request.shares == "balanced"
-    rows = search_layer(start_P, heat / mean, ranks, balanced, target, slot_to_expert_KP, peak_K)
+    room = (limit + 2) * len(WEIGHTS)
+    slot_to_expert_KP, peak_K = np.empty((room, slots), np.int64), np.empty(room)
+    balanced, frugal = request.shares == "balanced", request.current is not None
+    rows = search_layer(start_P, heat / mean, ranks, balanced, target, frugal, slot_to_expert_KP, peak_K)
     slot_to_expert_KP = slot_to_expert_KP[:rows].copy()
     moves_K = (slot_to_expert_KP != start_P).sum(axis=1)
-    return _Path(slot_to_expert_KP, peak_K[:rows] * mean, moves_K)
+    return _Path(slot_to_expert_KP, peak_K[:rows] * mean, moves_K, target * mean)
 
 
-def _lowest(paths: list[_Path]) -> list[int]:
-    """The row of each layer with the lowest peak, the first of equals."""
-    return [int(path.peak_K.argmin()) for path in paths]
+def _row_to_take(path: _Path, frugal: bool) -> int:
+    """The row with the lowest peak, or, if ``frugal``, with the fewest moves of those within the goal; the
+    first of equals."""
+    within_K = path.peak_K <= path.goal
+    if frugal and within_K.any():
+        return int(np.where(within_K, path.moves_K, len(path.slot_to_expert_KP[0]) + 1).argmin())
+    return int(path.peak_K.argmin())
 
 
 def _affordable(paths: list[_Path], max_moves: int) -> list[int]:

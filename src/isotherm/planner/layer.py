@@ -15,7 +15,8 @@ from isotherm.jit import kernel
 
 
 class Walk(NamedTuple):
-    """Scratch of the walks over ranks."""
+    """Scratch of the walks over ranks. The slots of rank ``g`` whose experts have others too are
+    ``shared_P[shared_G1[g] : shared_G1[g + 1]]``."""
 
     group_G: Int64Array
     order_G: Int64Array
@@ -24,6 +25,8 @@ class Walk(NamedTuple):
     from_slot_G: Int64Array
     to_slot_G: Int64Array
     reached_G: BoolArray
+    shared_P: Int64Array
+    shared_G1: Int64Array
 
 
 class Layer(NamedTuple):
@@ -57,6 +60,8 @@ def new_layer(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balance
         np.zeros(ranks, np.int64),
         np.zeros(ranks, np.int64),
         np.zeros(ranks, np.bool_),
+        np.zeros(slots, np.int64),
+        np.zeros(ranks + 1, np.int64),
     )
     layer = Layer(
         slot_expert_P.copy(),

@@ -9,7 +9,7 @@ lexicographically optimal flows (Fujishige 1980; Megiddo 1974), with the paths o
 from __future__ import annotations
 
 from isotherm.jit import kernel
-from isotherm.planner.layer import Layer
+from isotherm.planner.layer import Layer, has_one_slot
 
 EPSILON = 1e-11
 """A rank within this of the level is on it, in units of the mean load."""
@@ -20,6 +20,7 @@ def level_out(layer: Layer) -> None:
     """Moves tokens between replicas until the loads are the lowest there are, hottest first. Tokens and
     loads must add up before, and do so after."""
     walk, ranks = layer.walk, len(layer.load_G)
+    list_shared(layer)
     list_groups(layer)
     first = 0
     while first < ranks:
@@ -39,6 +40,19 @@ def level_out(layer: Layer) -> None:
 
 
 @kernel
+def list_shared(layer: Layer) -> None:
+    """Lists the slots that tokens can leave for another: few, and the walks pass by them again and again."""
+    walk, n = layer.walk, 0
+    for rank in range(len(layer.load_G)):
+        for slot in range(rank * layer.slots_per_rank, (rank + 1) * layer.slots_per_rank):
+            expert = layer.slot_expert_P[slot]
+            if expert >= 0 and layer.heat_E[expert] > 0.0 and not has_one_slot(layer, expert):
+                walk.shared_P[n] = slot
+                n += 1
+        walk.shared_G1[rank + 1] = n
+
+
+@kernel
 def list_groups(layer: Layer) -> None:
     """Lists in ``order_G`` the ranks that share experts side by side. A group is named by the place where
     it begins, and ``end_G`` says there where it ends."""
@@ -54,10 +68,8 @@ def list_groups(layer: Layer) -> None:
         while i < n:
             rank = walk.order_G[i]
             i += 1
-            for slot in range(rank * layer.slots_per_rank, (rank + 1) * layer.slots_per_rank):
-                expert = layer.slot_expert_P[slot]
-                if expert < 0 or layer.heat_E[expert] <= 0.0:
-                    continue
+            for k in range(walk.shared_G1[rank], walk.shared_G1[rank + 1]):
+                expert = layer.slot_expert_P[walk.shared_P[k]]
                 for j in range(layer.start_E1[expert], layer.start_E1[expert + 1]):
                     other = layer.rank_P[layer.slots_P[j]]
                     if walk.group_G[other] < 0:
@@ -82,7 +94,8 @@ def find_path(layer: Layer, first: int, last: int, level: float) -> int:
     while i < n:
         rank = walk.queue_G[i]
         i += 1
-        for slot in range(rank * layer.slots_per_rank, (rank + 1) * layer.slots_per_rank):
+        for k in range(walk.shared_G1[rank], walk.shared_G1[rank + 1]):
+            slot = walk.shared_P[k]
             if layer.tokens_P[slot] <= 0.0:
                 continue
             expert = layer.slot_expert_P[slot]
