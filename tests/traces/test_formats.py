@@ -375,6 +375,9 @@ def test_sglang_gets_a_row_for_every_layer_and_asks_how_many(tmp_path: Path) -> 
     assert len(rows) == MODEL_LAYERS
     assert [rows[layer] for layer in LAYERS] == a_map().tolist()
     assert rows[0] == [0, 1, 2, 3, 4, 5, 0, 1]
+    whole = read_placement(path)
+    assert (whole.layer_ids, whole.model_layers) == (tuple(range(MODEL_LAYERS)), MODEL_LAYERS)
+    assert "dense ones too" in whole.notes[0]
     write_placement(placement, path, format="sglang")
     assert json.loads(path.read_text())["physical_to_logical_map"] == a_map().tolist()
 

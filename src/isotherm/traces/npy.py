@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +17,20 @@ from isotherm.traces.problems import LARGEST_BYTES, problem, shortened
 
 NPY_BEGINS = b"\x93NUMPY"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+# What zipfile lets through of a file that it does not understand.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    IndexError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def parse_npy(data: bytes, path: Path, place: str) -> np.ndarray:
@@ -63,17 +79,20 @@ def read_zip(path: Path) -> dict[str, bytes]:
     Raises:
         ValueError: it is none, is damaged, or unpacks to more than may be read.
     """
+    data: dict[str, bytes] | None = None
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             total = sum(member.file_size for member in members)
-            if total > LARGEST_BYTES:
-                raise problem(path, "", f"unpacks to {total} bytes; at most {LARGEST_BYTES} are read")
-            return {member.filename: archive.read(member) for member in members}
+            if total <= LARGEST_BYTES:
+                data = {member.filename: archive.read(member) for member in members}
     except OSError as error:
         raise problem(path, "", f"cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise problem(path, "", f"a damaged zip file: {error}") from error
+    except _DAMAGED as error:
+        raise problem(path, "", f"a damaged zip file: {shortened(str(error))}") from error
+    if data is None:
+        raise problem(path, "", f"unpacks to {total} bytes; at most {LARGEST_BYTES} are read")
+    return data
 
 
 def zip_names(path: Path) -> tuple[str, ...]:
@@ -81,5 +100,5 @@ def zip_names(path: Path) -> tuple[str, ...]:
     try:
         with zipfile.ZipFile(path) as archive:
             return tuple(archive.namelist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
+    except (OSError, *_DAMAGED):
         return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,20 @@ def read_sglang_heat(source: Source) -> HeatTrace:
 
 
 def read_sglang_placement(source: Source) -> PlacementFile:
-    """The map of an initial expert location, or the one that a dump ends with."""
+    """The map of an initial expert location, or the one that a dump ends with: a row for every layer of the
+    model, of which ``moe_layers`` leaves the dense ones out."""
     values = _load(source)
     for name in (_MAP, _LAST_MAP):
         if name in values:
-            return placement_of(values[name], source, name)
+            return _whole_model(placement_of(values[name], source, name), source)
     raise problem(source.path, "", f"has neither {_MAP} nor {_LAST_MAP}")
+
+
+def _whole_model(file: PlacementFile, source: Source) -> PlacementFile:
+    if source.moe_layers is not None:
+        return file
+    note = "there is a row for every layer, dense ones too: --moe-layers leaves those out"
+    return replace(file, model_layers=len(file.layer_ids), notes=(note,))
 
 
 def pack_sglang(file: PlacementFile) -> bytes:
