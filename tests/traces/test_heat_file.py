@@ -86,6 +86,21 @@ def test_every_cut_of_the_beginning_is_refused_with_file_and_place(path: Path) -
             read_heat_file(path)
 
 
+@pytest.mark.parametrize("place", [3, 6])
+def test_damage_in_the_middle_is_no_end_and_append_cuts_nothing_off(path: Path, place: int) -> None:
+    record(path, 1)
+    second = path.stat().st_size
+    record(path, 3, append=True)
+    damaged = bytearray(path.read_bytes())
+    damaged[second + place] ^= 0x01  # the length of the header: far behind the end of the file, or beyond all
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=rf"some\.heat: byte {second}: .*(others follow|safetensors allows)"):
+        read_heat_file(path)
+    with pytest.raises(ValueError, match=rf"some\.heat: byte {second}: "):
+        HeatWriter(path, HEADER, append=True)
+    assert path.read_bytes() == damaged
+
+
 def test_zeros_where_the_last_window_should_be_are_left_out(path: Path) -> None:
     record(path, 3)
     whole = bytearray(path.read_bytes())

@@ -3,6 +3,7 @@ layout."""
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ ROLE = "isotherm"
 """The string of a chunk that says what it is: ``header``, ``placement`` or ``window``."""
 
 LARGEST_SLICES = 4096
+
+_BEGINS = f'{{"__metadata__":{{"{ROLE}":"'.encode()  # the JSON of each chunk that `pack_chunk` makes
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +117,8 @@ def scan_layout(path: Path) -> Layout:
                     break
                 _note_chunk(file, chunk, path, layout)
                 layout.end = chunk.end
+            if _goes_on(file, layout.end, size):
+                raise problem(path, f"byte {layout.end}", "a damaged chunk, and others follow it")
     except OSError as error:
         raise problem(path, "", f"cannot be read: {error.strerror or error}") from error
     return layout
@@ -143,6 +148,15 @@ def _without_zeros(file: BinaryIO, size: int) -> int:
         if used:
             return begin + used
     return 0
+
+
+def _goes_on(file: BinaryIO, start: int, size: int) -> bool:
+    """Whether a chunk begins behind the one at ``start``, which is not complete: then the file was not cut
+    there, and going on at ``start`` would lose what follows."""
+    if start == size:
+        return False
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        return view.find(_BEGINS, start + 8 + 1) >= 0
 
 
 def _is_sound(file: BinaryIO, chunk: ChunkHeader, path: Path) -> bool:
