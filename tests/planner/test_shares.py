@@ -43,7 +43,39 @@ def test_no_split_is_better(seed):
     shares_LP = balanced_shares(heat_E[None], placement, topology)
     check_shares(placement, shares_LP)
     peak = rank_loads(heat_E[None], placement, shares_LP, topology).max()
-    assert peak == pytest.approx(lowest_peak(heat_E, expert_P, ranks), rel=1e-6, abs=1e-9)
+    assert peak == pytest.approx(lowest_peak(heat_E, expert_P, ranks), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("ranks", [16, 64])
+def test_no_split_is_better_at_full_size(ranks):
+    rng = np.random.default_rng(ranks)
+    topology = iso.Topology.for_model(experts=128, redundant=ranks, ranks=ranks)
+    placement = iso.plan(rng.lognormal(0, 0.7, (1, 128)), topology).placement
+    heat_E = rng.lognormal(0, 0.7, 128)
+    shares_LP = balanced_shares(heat_E[None], placement, topology)
+    peak = rank_loads(heat_E[None], placement, shares_LP, topology).max()
+    assert peak == pytest.approx(lowest_peak(heat_E, placement.slot_to_expert[0], ranks), rel=1e-9)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.integers(0, 2**32))
+def test_no_rank_gets_tokens_that_a_cooler_one_could_take(seed):
+    # With that the sum of squared loads, and any other convex measure, is at its minimum.
+    rng = np.random.default_rng(seed)
+    ranks, size, experts = 8, 4, 20
+    expert_P = rng.permutation(
+        np.append(np.arange(experts), rng.integers(0, experts, ranks * size - experts))
+    )
+    heat_E = rng.lognormal(0, 1.5, experts)
+    placement, topology = (
+        iso.Placement(expert_P[None], experts),
+        iso.Topology(ranks=ranks, slots_per_rank=size),
+    )
+    shares_LP = balanced_shares(heat_E[None], placement, topology)
+    load_G = rank_loads(heat_E[None], placement, shares_LP, topology)[0]
+    for slot, other in itertools.permutations(range(ranks * size), 2):
+        if expert_P[slot] == expert_P[other] and shares_LP[0, slot] > 0:
+            assert load_G[slot // size] <= load_G[other // size] + 1e-9 * heat_E.sum()
 
 
 @settings(max_examples=12, deadline=None)

@@ -9,6 +9,8 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.planner.baselines import place_static
 from isotherm.planner.bounds import imbalance_bound
+from isotherm.planner.forest_kernels import plant
+from isotherm.planner.load_kernels import balanced_peak
 from isotherm.planner.pack_kernels import list_replicas, pack, separate, trade
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.search_kernels import WEIGHTS, search_layer
@@ -17,6 +19,9 @@ from isotherm.topology import Topology
 NEAR_BOUND = {"even": 1e-2, "balanced": 1e-3}
 """A placement from nothing is good enough within this part of its lower bound. With even shares a search
 finds next to nothing after packing and trading, and takes ten times as long."""
+
+LEVELS = (1.0, 1.1, 1.2, 1.3)
+"""Loads, in units of the mean, for which trees of ranks with two slots are planted; the best is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +56,7 @@ def place_incremental(request: PlanRequest) -> Int64Array:
             "policy='deepseek', or leave groups out"
         )
     if request.current is None:
-        start_LP = np.stack([_pack(heat_E, request.topology) for heat_E in request.heat_LE])
+        start_LP = np.stack([_from_nothing(request, heat_E) for heat_E in request.heat_LE])
         near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND[request.shares])
         target_L = np.maximum(near_L, request.max_imbalance)
     else:
@@ -66,6 +71,19 @@ def place_incremental(request: PlanRequest) -> Int64Array:
     else:
         rows = _affordable(paths, request.max_moves)
     return np.stack([path.slot_to_expert_KP[row] for path, row in zip(paths, rows, strict=True)])
+
+
+def _from_nothing(request: PlanRequest, heat: FloatArray) -> Int64Array:
+    """One layer from nothing: packed, or, with balanced shares and two slots a rank, planted where that is
+    better."""
+    ranks, heat_E = request.topology.ranks, np.array(heat)
+    packed_P = _pack(heat_E, request.topology)
+    two_slots = request.topology.slots_per_rank == 2 and request.experts > ranks
+    if request.shares == "even" or not two_slots or not heat_E.any():
+        return packed_P
+    level = heat_E.sum() / ranks
+    rows = [packed_P, *(plant(heat_E / (level * part), ranks) for part in LEVELS)]
+    return min(rows, key=lambda row_P: balanced_peak(row_P, heat_E, ranks))
 
 
 def _pack(heat: FloatArray, topology: Topology) -> Int64Array:

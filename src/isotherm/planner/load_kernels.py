@@ -19,6 +19,14 @@ def make_layer(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanc
 
 
 @kernel
+def balanced_peak(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int) -> float:
+    """The highest load under balanced shares, in the unit of heat, which must not be all zero."""
+    mean = heat_E.sum() / ranks
+    peak: float = make_layer(slot_expert_P, heat_E / mean, ranks, True).load_G.max() * mean
+    return peak
+
+
+@kernel
 def settle(layer: Layer) -> None:
     """Brings tokens and loads to the layer's shares; balanced ones from tokens that add up."""
     if layer.balanced:
