@@ -28,12 +28,14 @@ import isotherm as iso
 from isotherm.planner import policies, warm_up
 
 REPEATS = 5
+SEEDS = 20
 FRESH_RANKS = ((16, 16), (32, 32), (64, 64), (128, 128), (144, 32))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One plan. ``balancedness`` is mean over hottest, per layer; times are of ``REPEATS`` runs."""
+    """One plan, or several of one kind. ``mean`` and ``worst`` are of the layers' balancedness, mean over
+    hottest rank; ``cpu_ms`` is the planning thread's CPU time, the median of all runs, as is ``wall_ms``."""
 
     work: str
     policy: str
@@ -42,8 +44,8 @@ class Row:
     worst: float
     bound: float
     moved: float
-    median_ms: float
-    slowest_ms: float
+    cpu_ms: float
+    wall_ms: float
 
 
 def read_heats(folder: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -58,22 +60,27 @@ def read_heats(folder: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return np.exp(first), np.exp(0.6 * first + 0.8 * other), np.exp(0.99 * first + 0.14 * other)
 
 
-def measure(work: str, policy: str, shares: str, make: Callable[[], iso.Plan]) -> Row:
-    seconds = []
-    for _ in range(REPEATS):
-        begun = time.perf_counter()
-        plan = make()
-        seconds.append(time.perf_counter() - begun)
+def measure(work: str, policy: str, shares: str, makes: list[Callable[[], iso.Plan]]) -> Row:
+    """The row of the plans that ``makes`` make: the mean of their means, the worst of all layers, and the
+    moves of the plan that has most."""
+    cpu, wall, plans = [], [], []
+    for make in makes:
+        for _ in range(REPEATS):
+            begun = time.thread_time(), time.perf_counter()
+            plan = make()
+            cpu.append(time.thread_time() - begun[0])
+            wall.append(time.perf_counter() - begun[1])
+        plans.append(plan)
     return Row(
         work=work,
         policy=policy,
         shares=shares,
-        mean=float((1 / plan.imbalance).mean()),
-        worst=float((1 / plan.imbalance).min()),
-        bound=float((1 / plan.bound).mean()),
-        moved=len(plan.moves) / plan.shares.size,
-        median_ms=1e3 * statistics.median(seconds),
-        slowest_ms=1e3 * max(seconds),
+        mean=float(np.mean([(1 / plan.imbalance).mean() for plan in plans])),
+        worst=float(min((1 / plan.imbalance).min() for plan in plans)),
+        bound=float(np.mean([(1 / plan.bound).mean() for plan in plans])),
+        moved=max(len(plan.moves) / plan.shares.size for plan in plans),
+        cpu_ms=1e3 * statistics.median(cpu),
+        wall_ms=1e3 * statistics.median(wall),
     )
 
 
@@ -87,7 +94,7 @@ def fresh_rows(heat: np.ndarray) -> list[Row]:
                     f"fresh, EP{ranks}+{redundant}",
                     policy,
                     shares,
-                    lambda t=topology, p=policy, s=shares: iso.plan(heat, t, policy=p, shares=s),
+                    [lambda t=topology, p=policy, s=shares: iso.plan(heat, t, policy=p, shares=s)],
                 )
             )
     return rows
@@ -106,12 +113,37 @@ def replan_rows(decode: np.ndarray, prefill: np.ndarray, near: np.ndarray) -> li
                     f"{name}, EP{ranks}+{ranks}, to {target}",
                     policy,
                     "balanced",
-                    lambda t=topology, s=start, a=after, p=policy, g=target: iso.plan(
-                        a, t, s, policy=p, max_imbalance=1 / g
-                    ),
+                    [
+                        lambda t=topology, s=start, a=after, p=policy, g=target: iso.plan(
+                            a, t, s, policy=p, max_imbalance=1 / g
+                        )
+                    ],
                 )
                 for policy in policies()
                 for target in ((0.97, 0.95) if policy == "incremental" else (0.97,))
+            ]
+    return rows
+
+
+def noise_rows(heat: np.ndarray) -> list[Row]:
+    """Log-normal noise on each expert, from a plan at its bound: what shares alone reach, and what moves."""
+    rows = []
+    for ranks in (32, 16):
+        topology = iso.Topology.for_model(experts=heat.shape[1], redundant=ranks, ranks=ranks)
+        start = iso.plan(heat, topology).placement
+        for sigma in (0.01, 0.05):
+            drawn = [np.random.default_rng(seed).lognormal(0, sigma, heat.shape) for seed in range(SEEDS)]
+            rows += [
+                measure(
+                    f"noise of {sigma:.0%}, EP{ranks}+{ranks}",
+                    policy,
+                    "balanced",
+                    [
+                        lambda n=noise, t=topology, s=start, p=policy: iso.plan(heat * n, t, s, policy=p)
+                        for noise in drawn
+                    ],
+                )
+                for policy in ("static", "incremental")
             ]
     return rows
 
@@ -122,7 +154,7 @@ def print_rows(rows: list[Row]) -> None:
     table.add_column("work", no_wrap=True)
     table.add_column("policy", no_wrap=True)
     table.add_column("shares")
-    for name in ("mean", "worst layer", "bound", "slots changed", "median ms", "slowest"):
+    for name in ("mean", "worst layer", "bound", "slots changed", "CPU ms", "wall ms"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -133,8 +165,8 @@ def print_rows(rows: list[Row]) -> None:
             f"{row.worst:.4f}",
             f"{row.bound:.4f}",
             f"{row.moved:.2%}",
-            f"{row.median_ms:.1f}",
-            f"{row.slowest_ms:.1f}",
+            f"{row.cpu_ms:.1f}",
+            f"{row.wall_ms:.1f}",
         )
     console = Console()
     # A pipe has no width of its own.
@@ -148,7 +180,7 @@ def main() -> None:
     arguments = parser.parse_args()
     decode, prefill, near = read_heats(arguments.traces)
     warm_up()
-    rows = fresh_rows(decode) + replan_rows(decode, prefill, near)
+    rows = fresh_rows(decode) + replan_rows(decode, prefill, near) + noise_rows(decode)
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
