@@ -52,6 +52,11 @@ def npz_file(path: Path) -> None:
         np.savez_compressed(file, weight=COUNTS_LE, other=COUNTS_LE)
 
 
+def ids_file(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, experts=COUNTS_LE.reshape(2, 3, 2) % 5, offsets=np.arange(3))
+
+
 def statistics_folder(path: Path) -> None:
     path.mkdir()
     save_file({"7_3": np.arange(4), "7_4": np.arange(4)}, path / "rank0.safetensors")
@@ -67,7 +72,7 @@ def placement_file(format: str) -> Callable[[Path], None]:
 
 MAKERS = {
     **{maker.__name__: maker for maker in (
-        heat_file, torch_file, per_pass_file, json_file, npy_file, npz_file, statistics_folder)},
+        heat_file, torch_file, per_pass_file, json_file, npy_file, npz_file, ids_file, statistics_folder)},
     **{format: placement_file(format)
        for format in ("isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek")},
 }  # fmt: skip

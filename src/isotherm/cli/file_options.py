@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-InputFormat = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
+InputFormat = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "token-ids"]
+PlacementFormat = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
 
 _PART = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 

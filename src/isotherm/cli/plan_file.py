@@ -10,7 +10,7 @@ import tyro
 from rich.table import Table
 
 from isotherm.bench.show import wide_console
-from isotherm.cli.file_options import InputFormat, parse_layers, print_json, tell_notes
+from isotherm.cli.file_options import InputFormat, PlacementFormat, parse_layers, print_json, tell_notes
 from isotherm.placement import Placement, Plan, rank_loads
 from isotherm.planner.offline import Engine
 from isotherm.topology import MoEShape, Topology
@@ -48,7 +48,7 @@ class PlanOptions:
     """Machines that the ranks are on, equally many on each."""
     redundant: Annotated[int, tyro.conf.arg(aliases=("--slots",))] = 0
     """Slots beyond one for each expert, over all ranks."""
-    format: InputFormat = "isotherm"
+    format: PlacementFormat = "isotherm"
     """For whom to write."""
     engine: Engine | None = None
     """Who will serve by it, where it is not whom the format is of: decides how replicas split tokens."""

@@ -1,6 +1,13 @@
 """Heat files, and the files of other systems. Needs no torch."""
 
-from isotherm.traces.files import FileFormat, detect_format, read_heat, read_placement, write_placement
+from isotherm.traces.files import (
+    FileFormat,
+    PlacementFormat,
+    detect_format,
+    read_heat,
+    read_placement,
+    write_placement,
+)
 from isotherm.traces.header import HeatHeader
 from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.sources import PlacementFile
@@ -12,6 +19,7 @@ __all__ = [
     "HeatTrace",
     "HeatWriter",
     "PlacementFile",
+    "PlacementFormat",
     "detect_format",
     "read_heat",
     "read_placement",

@@ -20,6 +20,7 @@ from isotherm.traces.formats.tensorrt_llm import (
     read_tensorrt_llm_heat,
     read_tensorrt_llm_placement,
 )
+from isotherm.traces.formats.token_ids import IDS, read_token_ids
 from isotherm.traces.formats.vllm_ascend import pack_vllm_ascend, read_vllm_ascend_placement
 from isotherm.traces.npy import NPY_BEGINS, zip_names
 from isotherm.traces.problems import parse_json, problem, read_whole
@@ -28,14 +29,18 @@ from isotherm.traces.sources import ROWS_PER_WINDOW, PlacementFile, Source
 from isotherm.traces.stored import is_heat_file, read_heat_file
 from isotherm.traces.trace import HeatTrace
 
-FileFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
-"""Whose file it is. isotherm: heat files and our own placements."""
+FileFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "token-ids"]
+"""Whose file it is. isotherm: heat files and our own placements. token-ids: experts that tokens picked."""
+
+PlacementFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
+"""For whom a placement can be written."""
 
 _HEAT_READERS: dict[str, Callable[[Source], HeatTrace]] = {
     "isotherm": lambda source: read_heat_file(source.path),
     "sglang": read_sglang_heat,
     "tensorrt-llm": read_tensorrt_llm_heat,
     "deepseek": read_deepseek_heat,
+    "token-ids": read_token_ids,
 }
 _PLACEMENT_READERS: dict[str, Callable[[Source], PlacementFile]] = {
     "isotherm": read_own_placement,
@@ -76,7 +81,8 @@ def read_heat(
 
     Args:
         path: a heat file; a dump (``.pt``) or statistics (JSON) of SGLang; a folder of statistics of
-            TensorRT-LLM; an array of numpy, [layers, experts] or [rows, layers, experts].
+            TensorRT-LLM; an array of numpy, [layers, experts] or [rows, layers, experts]; ids of experts per
+            token, [tokens, layers, picks], in an ``.npz`` under the name ``experts``.
         format: whose file it is; None: found by what it holds.
         moe_layers: the model's numbers of the layers, where the file does not say.
         model_layers: all layers of the model, dense ones too, where the file does not say.
@@ -106,6 +112,8 @@ def read_placement(
     """
     source = Source(Path(path), _as_layers(moe_layers), model_layers)
     found = detect_format(source.path) if format is None else _known(format)
+    if found not in _PLACEMENT_READERS:
+        raise problem(source.path, "", f"a file of {found} holds heat and no placement")
     return _PLACEMENT_READERS[found](source)
 
 
@@ -113,7 +121,7 @@ def write_placement(
     what: Plan | Placement | PlacementFile,
     path: str | os.PathLike[str],
     *,
-    format: FileFormat,
+    format: PlacementFormat,
     ranks: int | None = None,
     layer_ids: Sequence[int] | None = None,
     model_layers: int | None = None,
@@ -131,7 +139,8 @@ def write_placement(
     Raises:
         ValueError: something that the format wants is not known, or the file cannot be written.
     """
-    _known(format)
+    if format not in _PACKERS:
+        raise ValueError(f"format={format!r} is unknown: choose one of {', '.join(_PACKERS)}")
     file = _as_file(what, _as_layers(layer_ids))
     file = replace(
         file,
@@ -180,7 +189,9 @@ def detect_format(path: Path) -> FileFormat:
     if names := zip_names(path):
         if any(name.endswith("/data.pkl") for name in names):
             return "sglang"
-        return "isotherm" if f"{SLOTS}.npy" in names else "deepseek"
+        if f"{SLOTS}.npy" in names:
+            return "isotherm"
+        return "token-ids" if f"{IDS}.npy" in names else "deepseek"
     return _detect_text(path)
 
 
@@ -209,6 +220,8 @@ def holds_placement_alone(path: Path, format: FileFormat) -> bool:
         return not is_heat_file(path)
     if format == "deepseek":
         return "phy2log.npy" in zip_names(path)
+    if format == "token-ids":
+        return False
     if format == "sglang":
         return not zip_names(path) and "logical_count" not in parse_json(read_whole(path), path, "")
     return format == "vllm-ascend" or not path.is_dir()

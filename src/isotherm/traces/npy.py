@@ -9,7 +9,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -18,8 +20,7 @@ from isotherm.traces.problems import LARGEST_BYTES, problem, shortened
 NPY_BEGINS = b"\x93NUMPY"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
-# What zipfile lets through of a file that it does not understand.
-_DAMAGED = (
+DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -31,6 +32,40 @@ _DAMAGED = (
     RuntimeError,
     ValueError,
 )
+"""What zipfile lets through of a file that it does not understand."""
+
+
+@dataclass(frozen=True)
+class NpyHeader:
+    """What the header of an ``.npy`` file promises."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[np.generic]
+
+    @property
+    def data_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_npy_header(stream: IO[bytes], path: Path, place: str) -> NpyHeader:
+    """The header at the beginning of an ``.npy`` file; the stream is left at the data.
+
+    Raises:
+        ValueError: there is none, or it promises anything but plain numbers or text.
+    """
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADERS:
+            raise ValueError(f"version {version} is none of 1.0 and 2.0")
+        header = NpyHeader(*_HEADERS[version](stream))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        raise problem(path, place, f"not an array of numpy: {shortened(str(error))}") from error
+    if header.dtype.hasobject or header.dtype.fields is not None or not header.dtype.itemsize:
+        raise problem(path, place, f"dtype {header.dtype} is not admitted: give plain numbers")
+    if any(size < 0 for size in header.shape):
+        raise problem(path, place, f"shape {header.shape} is negative")
+    return header
 
 
 def parse_npy(data: bytes, path: Path, place: str) -> np.ndarray:
@@ -40,24 +75,17 @@ def parse_npy(data: bytes, path: Path, place: str) -> np.ndarray:
         ValueError: it is none, holds objects, or has other bytes than its header says.
     """
     stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version not in _HEADERS:
-            raise ValueError(f"version {version} is none of 1.0 and 2.0")
-        shape, fortran, dtype = _HEADERS[version](stream)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
-        raise problem(path, place, f"not an array of numpy: {shortened(str(error))}") from error
-    if dtype.hasobject or dtype.fields is not None:
-        raise problem(path, place, f"dtype {dtype} is not admitted: give plain numbers")
+    header = read_npy_header(stream, path, place)
     left = len(data) - stream.tell()
-    wanted = math.prod(shape) * dtype.itemsize
-    if left != wanted or any(size < 0 for size in shape):
-        raise problem(path, place, f"{dtype} of shape {shape} takes {wanted} bytes, and {left} are there")
-    order = shape[::-1] if fortran else shape
-    if dtype.itemsize == 0:
-        raise problem(path, place, f"dtype {dtype} holds nothing")
-    array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(order)
-    return array.T if fortran else array
+    if left != header.data_bytes:
+        raise problem(
+            path,
+            place,
+            f"{header.dtype} of shape {header.shape} takes {header.data_bytes} bytes, and {left} are there",
+        )
+    order = header.shape[::-1] if header.fortran else header.shape
+    array = np.frombuffer(data, header.dtype, offset=stream.tell()).reshape(order)
+    return array.T if header.fortran else array
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -88,7 +116,7 @@ def read_zip(path: Path) -> dict[str, bytes]:
                 data = {member.filename: archive.read(member) for member in members}
     except OSError as error:
         raise problem(path, "", f"cannot be read: {error.strerror or error}") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise problem(path, "", f"a damaged zip file: {shortened(str(error))}") from error
     if data is None:
         raise problem(path, "", f"unpacks to {total} bytes; at most {LARGEST_BYTES} are read")
@@ -100,5 +128,5 @@ def zip_names(path: Path) -> tuple[str, ...]:
     try:
         with zipfile.ZipFile(path) as archive:
             return tuple(archive.namelist())
-    except (OSError, *_DAMAGED):
+    except (OSError, *DAMAGED):
         return ()
