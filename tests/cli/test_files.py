@@ -217,6 +217,29 @@ def test_what_an_engine_wants_to_know_is_asked_for(tmp_path: Path, capsys) -> No
     assert not out.exists()
 
 
+def test_draft_layers_are_for_tensorrt_llm_alone(tmp_path: Path, capsys) -> None:
+    path, out = make_heat(tmp_path), tmp_path / "out.yaml"
+    plan = (
+        "plan",
+        path,
+        "--ranks",
+        4,
+        "--redundant",
+        4,
+        "--policy",
+        "deepseek",
+        "--mtp-layers",
+        1,
+        "--out",
+        out,
+    )
+    assert run(capsys, *plan, "--format", "tensorrt-llm")[0] == 0
+    assert iso.read_placement(out).layer_ids == (*LAYERS, 6)
+    assert run(capsys, *plan, "--format", "sglang")[0] == 2
+    code, _, err = run(capsys, "convert", path, tmp_path / "x", "--format", "heat", "--mtp-layers", 1)
+    assert (code, "leave them out" in err) == (2, True)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys) -> None:
     path, locked = make_heat(tmp_path), tmp_path / "locked"

@@ -487,3 +487,18 @@ def test_forced_formats_and_unknown_ones(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"a folder without meta_info\.json"):
         read_heat(tmp_path / "folder")
+
+
+def test_tensorrt_llm_gets_a_row_for_each_draft_layer(tmp_path: Path) -> None:
+    path, placement = tmp_path / "some.yaml", Placement(a_map(), EXPERTS)
+    told = {"layer_ids": LAYERS, "mtp_layers": 2}
+    with pytest.raises(ValueError, match="--model-layers"):
+        write_placement(placement, path, format="tensorrt-llm", **told)
+    with pytest.raises(ValueError, match="format='tensorrt-llm' alone"):
+        write_placement(placement, path, format="sglang", model_layers=MODEL_LAYERS, **told)
+    assert not path.exists()
+    write_placement(placement, path, format="tensorrt-llm", model_layers=MODEL_LAYERS, **told)
+    rows = yaml.safe_load(path.read_text())["initial_global_assignments"]
+    assert list(rows) == [*LAYERS, 8, 9]
+    assert [rows[layer] for layer in LAYERS] == a_map().tolist()
+    assert rows[8] == rows[9] == [0, 1, 2, 3, 4, 5, 0, 1]

@@ -38,6 +38,8 @@ class ConvertOptions:
     """The model's numbers of the MoE layers, such as 3-60, where the file does not say."""
     model_layers: int | None = None
     """All layers of the model, dense ones too, where the file does not say. SGLang wants to know."""
+    mtp_layers: int = 0
+    """Layers for multi-token prediction behind the model's own; TensorRT-LLM wants a row for each."""
     ranks: int | None = None
     """Ranks that the slots lie on, where the file does not say. vLLM Ascend wants to know."""
     top_k: int | None = None
@@ -54,6 +56,8 @@ def run_convert(options: ConvertOptions) -> int:
     Raises:
         ValueError: the file cannot be read, does not hold what is asked for, or cannot be written.
     """
+    if options.format == "heat" and (options.mtp_layers or options.ranks is not None):
+        raise ValueError("--mtp-layers and --ranks are of a placement: leave them out with --format heat")
     written = _convert_heat(options) if options.format == "heat" else _convert_placement(options)
     if options.json:
         print_json({"out": str(options.out), "format": options.format, **written})
@@ -94,6 +98,11 @@ def _convert_placement(options: ConvertOptions) -> dict[str, int]:
     )
     tell_notes(file.notes)
     write_placement(
-        file, options.out, format=options.format, ranks=options.ranks, model_layers=options.model_layers
+        file,
+        options.out,
+        format=options.format,
+        ranks=options.ranks,
+        model_layers=options.model_layers,
+        mtp_layers=options.mtp_layers,
     )
     return {"layers": file.placement.layers, "slots": file.placement.slots}

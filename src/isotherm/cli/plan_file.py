@@ -66,6 +66,8 @@ class PlanOptions:
     """The model's numbers of the MoE layers, such as 3-60, where the file does not say."""
     model_layers: int | None = None
     """All layers of the model, dense ones too, where the file does not say. SGLang wants to know."""
+    mtp_layers: int = 0
+    """Layers for multi-token prediction behind the model's own; TensorRT-LLM wants a row for each."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the report as JSON on stdout."""
 
@@ -106,6 +108,7 @@ def run_plan(options: PlanOptions) -> int:
         format=options.format,
         ranks=options.ranks,
         model_layers=options.model_layers or trace.header.model_layers,
+        mtp_layers=options.mtp_layers,
     )
     _show(_report(window, topology, current, planned, options), planned, options)
     return 0

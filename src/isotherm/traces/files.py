@@ -19,6 +19,7 @@ from isotherm.traces.formats.tensorrt_llm import (
     pack_tensorrt_llm,
     read_tensorrt_llm_heat,
     read_tensorrt_llm_placement,
+    with_draft_layers,
 )
 from isotherm.traces.formats.token_ids import IDS, read_token_ids
 from isotherm.traces.formats.vllm_ascend import pack_vllm_ascend, read_vllm_ascend_placement
@@ -125,6 +126,7 @@ def write_placement(
     ranks: int | None = None,
     layer_ids: Sequence[int] | None = None,
     model_layers: int | None = None,
+    mtp_layers: int = 0,
 ) -> None:
     """Writes a placement for an engine. The file appears whole, or stays as it was.
 
@@ -135,6 +137,7 @@ def write_placement(
         ranks: over how many ranks the slots lie; vLLM Ascend wants to know.
         layer_ids: the model's numbers of the layers, where ``what`` does not say.
         model_layers: all layers of the model, dense ones too; SGLang wants to know.
+        mtp_layers: layers for multi-token prediction behind those, of which TensorRT-LLM wants a row each.
 
     Raises:
         ValueError: something that the format wants is not known, or the file cannot be written.
@@ -147,6 +150,12 @@ def write_placement(
         ranks=file.ranks if ranks is None else ranks,
         model_layers=file.model_layers if model_layers is None else model_layers,
     )
+    if mtp_layers < 0 or (mtp_layers and format != "tensorrt-llm"):
+        raise ValueError(
+            f"mtp_layers={mtp_layers} must not be negative, and are for format='tensorrt-llm' alone"
+        )
+    if mtp_layers:
+        file = with_draft_layers(file, mtp_layers)
     write_whole(Path(path), _PACKERS[format](file))
 
 

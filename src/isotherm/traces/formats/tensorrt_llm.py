@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
+from isotherm.placement import Placement
 from isotherm.traces.chunks import read_arrays, read_chunk_header
 from isotherm.traces.formats.rows import filled_rows, is_row_of_experts, placement_of
 from isotherm.traces.matrices import trace_of
@@ -116,6 +118,29 @@ def _parse_yaml(path: Path) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split()) if not isinstance(error, RecursionError) else "nested too deeply"
         raise problem(path, "", f"not YAML: {text[:300]}") from error
+
+
+def with_draft_layers(file: PlacementFile, count: int) -> PlacementFile:
+    """The placement with ``count`` layers behind those of the model, for multi-token prediction: the engine
+    asks for a row of each. Nobody knows their heat, so slot ``p`` holds expert ``p % experts``.
+
+    Raises:
+        ValueError: it is not known how many layers the model has.
+    """
+    if file.model_layers is None:
+        raise ValueError(
+            f"mtp_layers={count} come behind the model's own, and it is not known how many those are: give "
+            "model_layers= (--model-layers)"
+        )
+    first, experts = file.model_layers, file.placement.experts
+    row_P = np.arange(file.placement.slots) % experts
+    rows_LP = np.concatenate([file.placement.slot_to_expert, np.tile(row_P, (count, 1))])
+    return replace(
+        file,
+        placement=Placement(rows_LP, experts),
+        layer_ids=(*file.layer_ids, *range(first, first + count)),
+        model_layers=first + count,
+    )
 
 
 def pack_tensorrt_llm(file: PlacementFile) -> bytes:
