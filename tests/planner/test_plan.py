@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm.placement import expert_sums, rank_loads
+from isotherm.planner import PlanRequest, make_plan
 
 POLICIES = ("incremental", "deepseek", "static", "random")
 
@@ -95,6 +96,21 @@ def test_the_same_bytes_in_threads():
         assert {each.result().to_bytes() for each in plans} == {expected}
 
 
+@pytest.mark.parametrize("with_current", [False, True])
+def test_the_same_bytes_with_any_number_of_threads(with_current):
+    heat, topology, current = big_problem()
+    requests = [
+        PlanRequest(heat, topology, current if with_current else None, threads=threads)
+        for threads in (1, 2, 5)
+    ]
+    assert len({make_plan(request).to_bytes() for request in requests}) == 1
+
+
+def test_threads_below_one_are_refused():
+    with pytest.raises(ValueError, match=r"threads=0 is below 1"):
+        PlanRequest(np.ones((1, 4)), TOPOLOGY, threads=0)
+
+
 def test_the_same_bytes_without_the_cpus_vector_features():
     from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
@@ -133,6 +149,14 @@ def test_a_large_change_moves_little():
     scratch = iso.plan(heat, topology, current, policy="deepseek")
     assert (plan.imbalance <= 1.03).all()
     assert len(plan.moves) < len(scratch.moves) / 5
+
+
+def test_rounding_is_no_reason_to_move():
+    # Balanced perfectly by shares, up to the last bit.
+    topology = iso.Topology(ranks=3, slots_per_rank=3)
+    current = iso.Placement([[2, 1, 1, 0, 1, 0, 2, 0, 2]], 3)
+    plan = iso.plan([[57.0, 64.0, 81.0]], topology, current, max_imbalance=1.0)
+    assert plan.moves == ()
 
 
 def test_layers_without_heat_stay_and_give_numbers():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.planner.baselines import place_static
 from isotherm.planner.bounds import imbalance_bound
 from isotherm.planner.forest_kernels import plant
 from isotherm.planner.load_kernels import balanced_peak
@@ -20,6 +20,8 @@ NEAR_BOUND = {"even": 1e-2, "balanced": 1e-3}
 """A placement from nothing is good enough within this part of its lower bound. With even shares a search
 finds next to nothing after packing and trading, and takes ten times as long."""
 
+PERFECT = 1 + 1e-9
+"""No layer at or below this is searched: what is above 1 may be rounding."""
 LEVELS = (1.0, 1.1, 1.2, 1.3)
 """Loads, in units of the mean, for which trees of ranks with two slots are planted; the best is taken."""
 
@@ -55,17 +57,19 @@ def place_incremental(request: PlanRequest) -> Int64Array:
             f"groups={request.groups}: policy 'incremental' does not keep groups on their nodes; choose "
             "policy='deepseek', or leave groups out"
         )
-    if request.current is None:
-        start_LP = np.stack([_from_nothing(request, heat_E) for heat_E in request.heat_LE])
-        near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND[request.shares])
-        target_L = np.maximum(near_L, request.max_imbalance)
+    near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND[request.shares])
+
+    def search(layer: int) -> _Path:
+        heat_E, target = request.heat_LE[layer], request.max_imbalance
+        if request.current is not None:
+            return _search(request, heat_E, request.current.slot_to_expert[layer].astype(np.int64), target)
+        return _search(request, heat_E, _from_nothing(request, heat_E), max(target, near_L[layer]))
+
+    if request.threads == 1 or request.layers == 1:
+        paths = [search(layer) for layer in range(request.layers)]
     else:
-        start_LP = place_static(request)
-        target_L = np.full(request.layers, request.max_imbalance)
-    paths = [
-        _search(request, heat_E, start_P, target)
-        for heat_E, start_P, target in zip(request.heat_LE, start_LP, target_L, strict=True)
-    ]
+        with ThreadPoolExecutor(request.threads, "isotherm-plan") as pool:
+            paths = list(pool.map(search, range(request.layers)))
     if request.max_moves is None:
         rows = [_row_to_take(path, request.current is not None) for path in paths]
     else:
@@ -103,6 +107,7 @@ def _search(request: PlanRequest, heat: FloatArray, start_P: Int64Array, target:
     mean = float(heat.sum()) / ranks
     if mean <= 0:
         return _Path(start_P[None], np.zeros(1), np.zeros(1, np.int64), 0.0)
+    target = max(target, PERFECT)
     limit = slots if request.max_moves is None else min(slots, request.max_moves)
     room = (limit + 2) * len(WEIGHTS)
     slot_to_expert_KP, peak_K = np.empty((room, slots), np.int64), np.empty(room)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -48,7 +49,7 @@ def plan(
         max_bytes: the same in bytes, with ``bytes_per_expert``, the weights of one expert in one layer.
         groups: expert groups to keep on one node each (policy ``"deepseek"``).
 
-    Deterministic.
+    Deterministic. Searches layers side by side, on as many threads as there are cores.
 
     Raises:
         ValueError: input that is not what it should be; the message names layer, value and rule.
@@ -65,6 +66,7 @@ def plan(
         max_moves=_moves_within(max_moves, max_bytes, bytes_per_expert),
         shares=_share_rule(engine, shares),
         groups=groups,
+        threads=os.cpu_count() or 1,
     )
     layer_ids = heat.layer_ids if isinstance(heat, HeatWindow) else None
     return make_plan(request, policy=policy, layer_ids=layer_ids)

@@ -27,6 +27,8 @@ class PlanRequest:
         max_moves: slots that may change, over all layers; None: any number.
         shares: how the plan will be served.
         groups: expert groups that must stay on one node each (group-limited routing); 1: none.
+        threads: how many threads may search layers side by side. The answer does not depend on it; inside
+            an engine, whose cores are its own, leave it at 1.
 
     Raises:
         ValueError: heat that is negative, not finite or of another shape, or sizes that do not fit
@@ -40,6 +42,7 @@ class PlanRequest:
     max_moves: int | None = None
     shares: ShareRule = "balanced"
     groups: int = 1
+    threads: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat_LE", _checked_heat(self.heat_LE))
@@ -55,6 +58,8 @@ class PlanRequest:
                 f"groups={self.groups} do not divide experts={self.experts}: give the number of "
                 "expert groups of the model's router"
             )
+        if self.threads < 1:
+            raise ValueError(f"threads={self.threads} is below 1: give the number of cores to use")
         self._check_current()
 
     def _check_current(self) -> None:
