@@ -65,7 +65,9 @@ def test_kinds_are_compared_and_one_without_heat_is_not() -> None:
 
 
 def test_nothing_to_look_at_is_told() -> None:
-    with pytest.raises(ValueError, match="no window"):
+    with pytest.raises(ValueError, match="no window to add up"):
         measure_skew(HEADER, [])
+    few = replace(HEADER, experts=4, topology=None)
+    assert measure_skew(few, [a_window(header=few)]).top == 4
     with pytest.raises(ValueError, match="top=9 must be from 1 to the 8 experts"):
         measure_skew(HEADER, [a_window()], top=9)

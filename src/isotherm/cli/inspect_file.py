@@ -42,8 +42,8 @@ class InspectOptions:
     """Whose file it is; found by what it holds where it is left out."""
     moe_layers: str | None = None
     """The model's numbers of the MoE layers, such as 3-60, where the file does not say."""
-    top: int = 8
-    """Hottest experts whose part of all tokens is shown."""
+    top: int | None = None
+    """Hottest experts whose part of all tokens is shown; 8, where it is left out."""
     rows_per_window: int = 256
     """Forward passes in a window, of files that have a row for each."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

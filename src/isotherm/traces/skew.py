@@ -11,7 +11,10 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.traces.header import HeatHeader
+from isotherm.traces.sums import WindowSum
 from isotherm.window import HeatWindow, ImbalanceSummary, layer_imbalance
+
+_TOP = 8
 
 
 @dataclass(frozen=True)
@@ -69,46 +72,39 @@ class HeatReport:
         return asdict(self)
 
 
-def measure_skew(header: HeatHeader, windows: Iterable[HeatWindow], *, top: int = 8) -> HeatReport:
-    """Reads every window once, one at a time.
+def measure_skew(header: HeatHeader, windows: Iterable[HeatWindow], *, top: int | None = None) -> HeatReport:
+    """Reads every window once, one at a time. ``top``: None: 8, or all experts where there are fewer.
 
     Raises:
         ValueError: ``top`` is not from 1 to the number of experts, or there is no window.
     """
+    top = min(_TOP, header.experts) if top is None else top
     if not 1 <= top <= header.experts:
         raise ValueError(f"top={top} must be from 1 to the {header.experts} experts of a layer")
-    heat_KLE = np.zeros((len(header.kinds), len(header.layer_ids), header.experts), np.int64)
-    load_LG: Int64Array | None = None
+    added, drift = WindowSum(header), []
     before_LE: Int64Array | None = None
-    drift: list[Drift] = []
-    count, with_loads, first, last = 0, True, 0, 0
-    for count, window in enumerate(windows, start=1):
+    for index, window in enumerate(windows):
+        added.add(window)
         heat_LE = window.heat_LE
-        heat_KLE += window.heat_KSLE.sum(axis=1)
-        with_loads = with_loads and window.slot_load_LGS is not None
-        if with_loads:
-            load_LG = window.load_LG if load_LG is None else load_LG + window.load_LG
         if before_LE is not None:
-            drift.append(_drift(count - 1, before_LE, heat_LE, header))
-        before_LE, last = heat_LE, window.end_step
-        first = window.start_step if count == 1 else first
-    if not count:
-        raise ValueError("there is no window to look at")
+            drift.append(_drift(index, before_LE, heat_LE, header))
+        before_LE = heat_LE
+    total = added.total()
+    heat_KLE = total.heat_KSLE[:, 0]
+    loads = None if total.slot_load_LGS is None else ImbalanceSummary.of(total.load_LG, header.layer_ids)
     return HeatReport(
-        windows=count,
-        first_step=first,
-        last_step=last,
+        windows=len(drift) + 1,
+        first_step=total.start_step,
+        last_step=total.end_step,
         heat_per_kind=dict(zip(header.kinds, heat_KLE.sum(axis=(1, 2)).tolist())),
         experts=header.experts,
         top=top,
-        layers=_layers(heat_KLE.sum(axis=0), header, top),
+        layers=_layers(total.heat_LE, header, top),
         drift=tuple(drift),
         kind_pairs=tuple(
             _pair(heat_KLE, pair, header, top) for pair in combinations(range(len(heat_KLE)), 2)
         ),
-        rank_imbalance=ImbalanceSummary.of(load_LG, header.layer_ids)
-        if with_loads and load_LG is not None
-        else None,
+        rank_imbalance=loads,
     )
 
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-import numpy as np
-
 from isotherm.arrays import Int64Array
 from isotherm.placement import Placement
 from isotherm.traces.header import HeatHeader
+from isotherm.traces.sums import WindowSum
 from isotherm.window import HeatWindow
 
 
@@ -55,22 +54,10 @@ class HeatTrace(Sequence[HeatWindow]):
     def merged(self) -> HeatWindow:
         """All windows as one with one slice: what to plan on. Reads every window, one at a time; has slot
         loads where every window has."""
-        heat_KLE: Int64Array | None = None
-        tokens_K = np.zeros(len(self.header.kinds), np.int64)
-        load_LGS: Int64Array | None = None
-        with_loads, first, last = True, 0, 0
-        for index, window in enumerate(self):
-            part_KLE = window.heat_KSLE.sum(axis=1)
-            heat_KLE = part_KLE if heat_KLE is None else heat_KLE + part_KLE
-            tokens_K = tokens_K + window.tokens_K
-            with_loads = with_loads and window.slot_load_LGS is not None
-            if with_loads and window.slot_load_LGS is not None:
-                load_LGS = window.slot_load_LGS if load_LGS is None else load_LGS + window.slot_load_LGS
-            first, last = (window.start_step if index == 0 else first), window.end_step
-        if heat_KLE is None:
-            raise ValueError("there are no windows to merge")
-        loads = load_LGS if with_loads else None
-        return HeatWindow(heat_KLE[:, None], loads, (first, last), tokens_K, self.layer_ids)
+        added = WindowSum(self.header)
+        for window in self:
+            added.add(window)
+        return added.total()
 
     def placement_in_force(self, index: int) -> Placement | None:
         """What slots held while window ``index`` was collected; None where nobody said."""
