@@ -27,8 +27,8 @@ _SHOWN_WINDOWS = 20
 class InspectOptions:
     """Shows how uneven the heat in a file is: per layer, from window to window, and between kinds of tokens.
 
-    Reads heat files, dumps and statistics of SGLang, folders of TensorRT-LLM and arrays of numpy. Of a file
-    that holds a placement it shows slots and replicas.
+    Reads heat files, dumps and statistics of SGLang, folders of TensorRT-LLM, arrays of numpy, and ids of
+    experts per token. Of a file that holds a placement it shows slots and replicas.
 
     Examples:
         isotherm inspect decode.heat
