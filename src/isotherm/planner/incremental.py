@@ -45,10 +45,12 @@ def place_incremental(request: PlanRequest) -> Int64Array:
 
     Each layer above ``max_imbalance`` changes the slot, or swaps the two slots, that takes most away from
     the ranks above it, counting the shares that then serve it, until no change takes enough away; changes
-    that the target does not need are then taken back. Within
-    ``max_moves`` the changes that lower the sum of the hottest ranks most per move come first, over all
-    layers. Where nothing is loaded yet the way begins at replicas packed greedily, with slots traded while
-    that helps (with two slots a rank and balanced shares also at `plant`), and ends within ``NEAR_BOUND`` of the lower bound.
+    that the target does not need are then taken back. Within ``max_moves`` the changes that lower the sum
+    of the hottest ranks most per move come first, over all layers.
+
+    Where nothing is loaded yet the way begins at replicas packed greedily, with slots traded while that
+    helps (with two slots a rank and balanced shares, at trees of ranks where those are better), and ends
+    within ``NEAR_BOUND`` of the lower bound.
 
     Raises:
         ValueError: groups were asked for, which this policy does not keep on their nodes.
