@@ -26,9 +26,11 @@ OLDEST := numpy==1.26.4 numba==0.65.0
 LOCK := requirements/dev.lock
 BIN := .venv/bin
 # Compiling every module of every package takes longer than installing them (measured: 54 s of CPU time
-# against 86 s). So pip leaves it out, and WARM compiles what all ranks of the demo import at once.
+# against 86 s). So pip leaves it out, and WARM compiles what all ranks of the demo import, and the kernels
+# that all would else compile at once.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --prefer-binary --no-compile
-WARM := import isotherm.demo.worker, torch.distributed.run
+WARM := import isotherm.demo.worker, torch.distributed.run, isotherm.heat.ids as ids; \
+	from isotherm import planner, router; planner.warm_up(); router.warm_up(); ids.warm_up()
 
 CUDA := $(shell command -v nvidia-smi 2>/dev/null; ls -d /proc/driver/nvidia 2>/dev/null)
 ifeq ($(shell uname -s 2>/dev/null):$(CUDA),Linux:)

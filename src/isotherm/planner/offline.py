@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from isotherm.arrays import Int64Array
 from isotherm.placement import Placement, Plan
 from isotherm.planner.assemble import make_plan
 from isotherm.planner.request import PlanRequest, ShareRule
 from isotherm.topology import Topology
-from isotherm.window import HeatWindow
 
 Engine: TypeAlias = Literal["isotherm", "vllm", "sglang", "vllm-ascend", "tensorrt-llm"]
 """Who will route by the plan. Isotherm gives each replica its share; the others know no shares, and each
 replica of an expert is taken to receive the same part."""
 
 
+class NamedHeat(Protocol):
+    """Heat that knows the model's own numbers of its layers."""
+
+    @property
+    def heat_LE(self) -> Int64Array: ...
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]: ...
+
+
 def plan(
-    heat: ArrayLike | HeatWindow,
+    heat: ArrayLike | NamedHeat,
     topology: Topology,
     current: Placement | ArrayLike | None = None,
     *,
@@ -36,8 +46,8 @@ def plan(
     """Plans where experts and their replicas go, and what share of its expert's tokens each receives.
 
     Args:
-        heat: tokens per expert, [layers, experts] in any unit, or a window, whose layer numbers the plan
-            keeps.
+        heat: tokens per expert, [layers, experts] in any unit; or a window, or what `read_heat` read, whose
+            layer numbers the plan keeps.
         topology: ranks and slots.
         current: what the slots hold now, integers [layers, slots], -1 for an empty one. None: nothing is
             loaded yet, so moves are free, none are listed, and layers are brought as low as the search can.
@@ -55,7 +65,8 @@ def plan(
         ValueError: input that is not what it should be; the message names layer, value and rule.
         PlanRefusedError: the policy's answer breaks an invariant.
     """
-    heat_LE: np.ndarray = heat.heat_LE if isinstance(heat, HeatWindow) else np.asarray(heat)
+    layer_ids: tuple[int, ...] | None = getattr(heat, "layer_ids", None)
+    heat_LE: np.ndarray = np.asarray(heat) if layer_ids is None else cast(NamedHeat, heat).heat_LE
     if current is not None and not isinstance(current, Placement):
         current = Placement(np.asarray(current), heat_LE.shape[-1])
     request = PlanRequest(
@@ -68,7 +79,6 @@ def plan(
         groups=groups,
         threads=os.cpu_count() or 1,
     )
-    layer_ids = heat.layer_ids if isinstance(heat, HeatWindow) else None
     return make_plan(request, policy=policy, layer_ids=layer_ids)
 
 
