@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from isotherm.arrays import FloatArray, Int64Array
+from isotherm.arrays import FloatArray, Int64Array, frozen
 from isotherm.jit import kernel
 from isotherm.placement import Placement
 from isotherm.planner.load_kernels import make_layer
@@ -19,7 +19,8 @@ def balanced_shares(heat_LE: FloatArray | Int64Array, placement: Placement, topo
     """
     shares_LP = placement.even_shares()
     divide_layers(
-        np.ascontiguousarray(heat_LE, np.float64),
+        # Read-only, as a request's is: another type of array would be compiled for, in the middle of serving.
+        frozen(heat_LE, np.float64),
         placement.slot_to_expert.astype(np.int64),
         topology.ranks,
         shares_LP,
