@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -187,6 +187,7 @@ def test_a_damaged_or_cunning_pickle_is_one_error(tmp_path: Path, program: bytes
 
 
 @settings(max_examples=400, deadline=None)
+@example(program=b"i\\(X\x07\x00\x00\x00storagectorch\nLongStorage\n.")  # once a warning of the decoder's
 @given(program=st.lists(st.sampled_from([op.code.encode("latin-1") for op in pickletools.opcodes])
                         | st.binary(max_size=6) | st.just(STORAGE), max_size=30).map(b"".join))  # fmt: skip
 def test_no_program_gets_anywhere_but_to_data_or_one_error(tmp_path_factory, program: bytes) -> None:
