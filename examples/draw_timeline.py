@@ -58,8 +58,8 @@ def draw(spans: dict[str, list[tuple[str, float, float]]], begin: float, width: 
                 continue
             height = 0.72 if kind != "headers" else 0.3
             used[kind] = axes.barh(
-                row, max(right - left, width / 900), left=left, height=height, color=COLOURS[kind],
-                edgecolor="white", linewidth=0.4,
+                row, max(right - left, width / 450), left=left, height=height, color=COLOURS[kind],
+                edgecolor="white" if kind == "forward" else "none", linewidth=0.4,
             )  # fmt: skip
     axes.set_xlim(0, width)
     axes.set_ylim(-0.6, len(lanes) - 0.4)
