@@ -8,7 +8,7 @@ Three threads, each owning what it writes:
   ledger, carries weights, and leaves new tables for the engine's thread to pick up.
 - the *planner's* thread, on rank 0 alone, runs the mind on a window and announces its plan.
 
-What passes between them is an immutable object stored in one attribute, or an item of a deque.
+What passes between them is an immutable object stored in one attribute, or handed over.
 """
 
 from __future__ import annotations

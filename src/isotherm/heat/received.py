@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from isotherm.errors import StreamError
 from isotherm.heat.kernels import add_int32, add_int64
 from isotherm.heat.totals import Totals
 from isotherm.jit import entry
@@ -51,7 +52,7 @@ class SlotCounts:
     def add(self, layer: int, counts_S: torch.Tensor, kind: int, *, cumulative: bool) -> None:
         """Adds counts, or a running sum of them."""
         kernel = self._kernels.get(counts_S.dtype)
-        if kernel is None or not counts_S.is_contiguous():
+        if kernel is None or not (counts_S.is_contiguous() and counts_S.is_cpu):
             self.rows[cumulative][kind][layer].add_(counts_S)
             return
         kernel(self._addresses[cumulative][kind][layer], counts_S.data_ptr(), counts_S.numel())
@@ -151,8 +152,9 @@ class ReceivedCounts:
             self._handed.append((self._aside[0].rows[cumulative][kind][layer], counts_S))
 
     def hand_over(self, main: Stream, side: Stream | None) -> None:
-        """Ends a step: the side stream adds what was handed over. Never waits."""
-        while self._owned and self._owned[0].done():
+        """Ends a step: the side stream adds what was handed over. Never waits, and never fails: where the
+        side stream has, its snapshots tell the heartbeat, and the engine goes on."""
+        while self._owned and _is_over(self._owned[0]):
             self._owned.popleft()
         if not self._handed or side is None:
             return
@@ -181,7 +183,7 @@ class ReceivedCounts:
         """From here on, in the order of each stream, slots hold what ``placement`` says; what was counted
         before goes to what they held before. Never waits."""
         experts_LS, completion = self._staging[0]
-        if completion is not None and not completion.done():
+        if completion is not None and not _is_over(completion):
             # The device has not taken the last two yet: a third, rather than to wait or to overwrite.
             self._staging.appendleft((self._backend.pinned_empty(experts_LS.shape, torch.int64), None))
             experts_LS, _ = self._staging[0]
@@ -200,6 +202,14 @@ class ReceivedCounts:
             _load_all(self._aside, experts_LS, side)
             taken = side.record_event()
         self._staging.append((experts_LS, Completion(taken, experts_LS)))
+
+
+def _is_over(completion: Completion) -> bool:
+    """Whether it is done, or failed: a failed stream reads nothing more."""
+    try:
+        return completion.done()
+    except StreamError:
+        return True
 
 
 @cache
