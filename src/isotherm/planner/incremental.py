@@ -9,12 +9,9 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.planner.bounds import imbalance_bound
-from isotherm.planner.forest_kernels import plant
-from isotherm.planner.load_kernels import balanced_peak
-from isotherm.planner.pack_kernels import list_replicas, pack, separate, trade
+from isotherm.planner.fresh import from_nothing
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.search_kernels import WEIGHTS, search_layer
-from isotherm.topology import Topology
 
 NEAR_BOUND = {"even": 1e-2, "balanced": 1e-3}
 """A placement from nothing is good enough within this part of its lower bound. With even shares a search
@@ -22,8 +19,6 @@ finds next to nothing after packing and trading, and takes ten times as long."""
 
 PERFECT = 1 + 1e-9
 """No layer at or below this is searched: what is above 1 may be rounding."""
-LEVELS = (1.0, 1.1, 1.2, 1.3)
-"""Loads, in units of the mean, for which trees of ranks with two slots are planted; the best is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +61,7 @@ def place_incremental(request: PlanRequest) -> Int64Array:
         heat_E, target = request.heat_LE[layer], request.max_imbalance
         if request.current is not None:
             return _search(request, heat_E, request.current.slot_to_expert[layer].astype(np.int64), target)
-        return _search(request, heat_E, _from_nothing(request, heat_E), max(target, near_L[layer]))
+        return _search(request, heat_E, from_nothing(request, heat_E), max(target, near_L[layer]))
 
     if request.threads == 1 or request.layers == 1:
         paths = [search(layer) for layer in range(request.layers)]
@@ -78,31 +73,6 @@ def place_incremental(request: PlanRequest) -> Int64Array:
     else:
         rows = _affordable(paths, request.max_moves)
     return np.stack([path.slot_to_expert_KP[row] for path, row in zip(paths, rows, strict=True)])
-
-
-def _from_nothing(request: PlanRequest, heat: FloatArray) -> Int64Array:
-    """One layer from nothing: packed, or, with balanced shares and two slots a rank, planted where that is
-    better."""
-    ranks, heat_E = request.topology.ranks, np.array(heat)
-    packed_P = _pack(heat_E, request.topology)
-    two_slots = request.topology.slots_per_rank == 2 and request.experts > ranks
-    if request.shares == "even" or not two_slots or not heat_E.any():
-        return packed_P
-    level = heat_E.sum() / ranks
-    rows = [packed_P, *(plant(heat_E / (level * part), ranks) for part in LEVELS)]
-    return min(rows, key=lambda row_P: balanced_peak(row_P, heat_E, ranks))
-
-
-def _pack(heat: FloatArray, topology: Topology) -> Int64Array:
-    """One layer from nothing, as good as even shares are brought quickly."""
-    heat_E = np.array(heat)
-    replica_P = list_replicas(heat_E, topology.slots, topology.ranks)
-    weight_E = heat_E / np.bincount(replica_P, minlength=len(heat_E))
-    expert_GS = replica_P[pack(weight_E[replica_P], topology.ranks)]
-    if topology.slots_per_rank <= len(heat_E):
-        separate(expert_GS, weight_E)
-    trade(expert_GS, weight_E, heat_E.sum() / topology.ranks)
-    return expert_GS.ravel()
 
 
 def _search(request: PlanRequest, heat: FloatArray, start_P: Int64Array, target: float) -> _Path:
