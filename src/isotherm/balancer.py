@@ -25,7 +25,7 @@ from isotherm import planner, router
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import MODES, Config, Mode
 from isotherm.control import Announcer, GroupLink, Heartbeat, Link, Span, check_peers, no_span
-from isotherm.decide import Decision, make_decision
+from isotherm.decide import Decision, Past, make_decision
 from isotherm.decide import State as Mind
 from isotherm.errors import IsothermError
 from isotherm.forward import ForwardPath, check_tokens
@@ -161,6 +161,7 @@ class Balancer:
         self._plans = 0
         self._imbalance: float | None = None
         self._heat_LE: Int64Array | None = None
+        self._past = Past()
         self._window_callback: Callable[[HeatWindow], None] | None = None
         self._decision_callback: Callable[[Decision], None] | None = None
         self._scope = _StepScope(self)
@@ -278,7 +279,8 @@ class Balancer:
         """Runs the mind and announces its plan. A failure is logged, and the next window tried."""
         try:
             with self._span("plan", "planner"):
-                _, decision = make_decision(self._mind(ledger), window, self._collector.step)
+                mind, decision = make_decision(self._mind(ledger), window, self._collector.step)
+                self._past = mind.past
         except (IsothermError, ValueError, ArithmeticError, LookupError, TypeError):
             logger.exception("isotherm: planning failed; serving what is published")
             self._failures += 1
@@ -302,6 +304,8 @@ class Balancer:
             shares=ledger.shares,
             settled=ledger.phase is Phase.SETTLED,
             movable=self._movable,
+            bytes_per_expert=self._bytes_per_expert,
+            past=self._past,
         )
 
     # -- anyone ---------------------------------------------------------------------------------------
@@ -418,6 +422,7 @@ class Balancer:
             )
             bytes_per_expert = experts.bytes_per_expert
             transport = make_transport(experts, self.topology, self._backend)
+        self._bytes_per_expert = bytes_per_expert
         self._movable = transport is not None and self.topology.slots > self.shape.experts
         return Mover(
             start,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, Literal, get_args
 
 Mode = Literal["off", "count", "observe", "shares", "full"]
@@ -32,6 +33,26 @@ class Config:
     """A plan with moves is carried out when it lowers the overall imbalance by at least this."""
     max_moves: int = 64
     """Moves in one plan, over all layers; the layers that gain most come first."""
+    confidence: float = 3.0
+    """A change is made when its gain on heat that it was not planned on exceeds this many standard errors."""
+    forecast: str = "changepoint"
+    """How past windows become the heat that is planned for; `isotherm.planner.forecasts()` lists the ways."""
+    forecast_windows: int = 8
+    """Windows remembered for it."""
+    prefill_weight: float = 1.0
+    """What a prefill token weighs when heats of the kinds are added up."""
+    decode_weight: float = 1.0
+    """What a decode token weighs."""
+    robust: bool = False
+    """Plan for the worst of several heats: those of the kinds, and of earlier traffic."""
+    step_ms: float = 40.0
+    """Milliseconds of a step whose ranks are balanced."""
+    expert_share: float = 0.5
+    """The part of such a step that scales with the hottest rank."""
+    link_bytes_per_second: float = 25e9
+    """How fast weights travel."""
+    plan_life_steps: int = 20_000
+    """How long traffic is taken to stay as it is before anything is known; learned from then on."""
     move_bytes_per_step: int = 64 * 2**20
     """Weights that may arrive per step, in bytes over all ranks."""
     moves_in_flight: int = 16
@@ -42,7 +63,14 @@ class Config:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r} is unknown: choose one of {', '.join(MODES)}")
-        positive = ("window_steps", "slices", "move_bytes_per_step", "moves_in_flight")
+        positive = (
+            "window_steps",
+            "slices",
+            "move_bytes_per_step",
+            "moves_in_flight",
+            "forecast_windows",
+            "plan_life_steps",
+        )
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is below 1: give a positive number")
@@ -55,8 +83,16 @@ class Config:
             raise ValueError(f"max_imbalance={self.max_imbalance} is below 1, the perfect balance")
         if not self.min_gain >= 0 or self.max_moves < 0:
             raise ValueError(f"min_gain={self.min_gain} and max_moves={self.max_moves} must not be negative")
-        if not self.heartbeat_seconds > 0:
-            raise ValueError(f"heartbeat_seconds={self.heartbeat_seconds} must be above 0")
+        for name in ("prefill_weight", "decode_weight", "confidence"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative")
+        if self.prefill_weight == self.decode_weight == 0:
+            raise ValueError("prefill_weight and decode_weight are both 0: no token would count")
+        if not 0 <= self.expert_share <= 1:
+            raise ValueError(f"expert_share={self.expert_share} is a part of a step: give 0 to 1")
+        for name in ("step_ms", "link_bytes_per_second", "heartbeat_seconds"):
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
 
     @property
     def snapshot_steps(self) -> int:

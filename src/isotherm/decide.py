@@ -22,6 +22,21 @@ _SHARES_GAIN = 0.002
 
 
 @dataclass(frozen=True, eq=False)
+class Past:
+    """What the mind remembers from one window to the next. Whoever calls it keeps this, and gives it back.
+
+    Attributes:
+        windows: the newest windows, oldest first, at most ``config.forecast_windows``.
+        plans: plans decided so far.
+        promised: the imbalance that the newest plan promised; None before the first.
+    """
+
+    windows: tuple[HeatWindow, ...] = ()
+    plans: int = 0
+    promised: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class State:
     """What the mind knows when a window comes.
 
@@ -29,7 +44,8 @@ class State:
         placement, shares: what is served now.
         settled: no move is under way.
         movable: weights can move: the engine lent them, and layers have redundant slots.
-        plans: plans decided so far.
+        bytes_per_expert: weights of one expert in one layer; 0: moves are taken to cost nothing.
+        past: what `make_decision` returned with the window before.
     """
 
     topology: Topology
@@ -38,7 +54,8 @@ class State:
     shares: FloatArray
     settled: bool
     movable: bool
-    plans: int = 0
+    bytes_per_expert: int = 0
+    past: Past = Past()
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +68,13 @@ class Decision:
         reason: in words.
         step: the clock when it was decided.
         imbalance: of the window, as the placement and shares in force would serve it.
-        predicted: of the same heat, once carried out.
+        predicted: of the heat that is expected, once carried out.
+        by_shares: what new shares alone would bring; None where that was not asked.
+        by_moves: what moves and new shares would bring; None where that was not asked.
+        promised: what the plan before this one promised for now; None where there was none.
+        moved_bytes: weights that the plan moves, over all ranks.
+        saved_ms, price_ms: step time that its moves save while traffic stays as it is, and what moving
+            them costs; 0 without moves.
     """
 
     action: Action
@@ -60,6 +83,12 @@ class Decision:
     step: int
     imbalance: float
     predicted: float
+    by_shares: float | None = None
+    by_moves: float | None = None
+    promised: float | None = None
+    moved_bytes: int = 0
+    saved_ms: float = 0.0
+    price_ms: float = 0.0
 
 
 def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, Decision]:
@@ -76,8 +105,11 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     heat_LE = window.heat_LE.astype("float64")
     now = _overall(state, heat_LE, state.placement, state.shares)
 
+    past = replace(state.past, windows=(*state.past.windows, window)[-state.config.forecast_windows :])
+    state = replace(state, past=past)
+
     def decided(action: Action, plan: Plan | None, reason: str, predicted: float) -> Decision:
-        return Decision(action, plan, reason, clock, now, predicted)
+        return Decision(action, plan, reason, clock, now, predicted, promised=past.promised)
 
     if not heat_LE.any():
         return state, decided("nothing", None, "no token in this window", now)
@@ -98,7 +130,8 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     if action == "shares":
         reason = f"new shares alone: imbalance {now:.3f} to {predicted:.3f}"
     plan = replace(plan, reason=reason)
-    return replace(state, plans=state.plans + 1), decided(action, plan, reason, predicted)
+    past = replace(past, plans=past.plans + 1, promised=predicted)
+    return replace(state, past=past), decided(action, plan, reason, predicted)
 
 
 def _overall(state: State, heat_LE: FloatArray, placement: Placement, shares_LP: FloatArray) -> float:

@@ -24,6 +24,8 @@ class HeatWindow:
             ``i`` holds the steps ``slice_steps[i] <= step < slice_steps[i + 1]``.
         tokens_K: int64, tokens per kind, each counted once.
         layer_ids: the model's own numbers of the layers.
+        active_steps_LE: int64, steps in which an expert had a token anywhere; None where nobody counted them.
+        source_heat_NLE: int64, heat by the node that owns the tokens; None where nobody told them apart.
 
     Raises:
         ValueError: shapes that do not fit together, or a negative count.
@@ -34,9 +36,11 @@ class HeatWindow:
     slice_steps: tuple[int, ...]
     tokens_K: Int64Array
     layer_ids: tuple[int, ...]
+    active_steps_LE: Int64Array | None = None
+    source_heat_NLE: Int64Array | None = None
 
     def __post_init__(self) -> None:
-        for name in ("heat_KSLE", "slot_load_LGS", "tokens_K"):
+        for name in ("heat_KSLE", "slot_load_LGS", "tokens_K", "active_steps_LE", "source_heat_NLE"):
             if getattr(self, name) is None:
                 continue
             array = frozen(getattr(self, name), np.int64)
@@ -54,6 +58,29 @@ class HeatWindow:
             raise ValueError(
                 f"heat of {layers} layers does not fit slot loads of {loads} layers and "
                 f"layer_ids={self.layer_ids}"
+            )
+        self._check_on_request()
+
+    def _check_on_request(self) -> None:
+        wanted = self.heat_KSLE.shape[2:]
+        if self.active_steps_LE is not None:
+            if self.active_steps_LE.shape != wanted:
+                raise ValueError(
+                    f"active_steps_LE has shape {self.active_steps_LE.shape}: give [layers, experts] {wanted}"
+                )
+            most = int(self.active_steps_LE.max(initial=0))
+            if most > self.steps or (self.active_steps_LE > self.heat_LE).any():
+                raise ValueError(
+                    f"active_steps_LE holds up to {most}: an expert is active in at most the {self.steps} "
+                    "steps of the window, and with a token in each"
+                )
+        if self.source_heat_NLE is not None and (
+            self.source_heat_NLE.shape[1:] != wanted
+            or not np.array_equal(self.source_heat_NLE.sum(axis=0), self.heat_LE)
+        ):
+            raise ValueError(
+                f"source_heat_NLE of shape {self.source_heat_NLE.shape} does not add up, over its nodes, to "
+                f"the heat of {wanted} [layers, experts]"
             )
 
     @property
