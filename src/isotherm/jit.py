@@ -11,6 +11,7 @@ the arguments.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,13 +24,14 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic, overload
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_IMPORT = re.compile(rf"^(?:from|import) {__package__}\.([\w.]+)", re.MULTILINE)
 
 
 def kernel(function: _Function) -> _Function:
     """``function``, compiled at its first call with each set of argument types."""
     compiled = numba.njit(cache=True, nogil=True)(function)
     if hasattr(compiled, "stats"):  # not so under NUMBA_DISABLE_JIT
-        _drop_stale(Path(function.__code__.co_filename).parent, compiled.stats.cache_path)
+        _drop_stale(Path(function.__code__.co_filename), compiled.stats.cache_path)
     return cast(_Function, compiled)
 
 
@@ -103,15 +105,28 @@ def _likely(condition: Any) -> Any:
 
 
 @cache
-def _drop_stale(folder: Path, cache_path: str) -> None:
-    """Forgets what was compiled before the newest source in ``folder``, or in this one. numba itself looks
-    only at the file of the function that is called, and would go on with an old version of those it
-    calls."""
-    sources = list(folder.glob("*.py"))
-    newest = max(source.stat().st_mtime for source in [*sources, *Path(__file__).parent.glob("*.py")])
-    for index in Path(cache_path).glob("*.nbi"):
+def _drop_stale(source: Path, cache_path: str) -> None:
+    """Forgets what was compiled of ``source`` before the newest of the sources that it is made from. numba
+    itself looks only at the file of the function that is called, and would go on with an old version of
+    those it calls."""
+    newest = max(each.stat().st_mtime for each in _sources_of(source))
+    for index in Path(cache_path).glob(f"{source.stem}.*.nbi"):
         try:
-            if index.name.split(".")[0] in {s.stem for s in sources} and index.stat().st_mtime < newest:
+            if index.stat().st_mtime < newest:
                 index.unlink()
         except OSError:  # another process was quicker, or the folder is read-only
             continue
+
+
+def _sources_of(source: Path) -> set[Path]:
+    """``source`` and what it imports of this package, directly or not."""
+    package, found, todo = Path(__file__).parent, {Path(__file__)}, [source]
+    while todo:
+        each = todo.pop()
+        if each in found:
+            continue
+        found.add(each)
+        for module in _IMPORT.findall(each.read_text(encoding="utf-8")):
+            path = package.joinpath(*module.split("."))
+            todo += [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    return found
