@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
+from rich.progress import track
+
+_Item = TypeVar("_Item")
 
 InputFormat = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "token-ids"]
 PlacementFormat = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
@@ -43,3 +47,9 @@ def tell_notes(notes: tuple[str, ...]) -> None:
     console = Console(stderr=True, highlight=False)
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def tracked(items: Sequence[_Item], doing: str) -> Iterable[_Item]:
+    """The items one after another, with a bar on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    return track(items, doing, console=console, transient=True, disable=not console.is_terminal)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from isotherm.bench.show import wide_console
-from isotherm.cli.file_options import InputFormat, parse_layers, print_json, tell_notes
+from isotherm.cli.file_options import InputFormat, parse_layers, print_json, tell_notes, tracked
 
 if TYPE_CHECKING:
     from isotherm.traces import HeatTrace, PlacementFile
     from isotherm.traces.skew import HeatReport
-    from isotherm.window import HeatWindow
 
 _SHOWN_WINDOWS = 20
 
@@ -99,7 +95,7 @@ def _show_placement(file: PlacementFile, options: InspectOptions) -> None:
 def _show_heat(trace: HeatTrace, found: str, options: InspectOptions) -> None:
     from isotherm.traces.skew import measure_skew
 
-    report = measure_skew(trace.header, _tracked(trace), top=options.top)
+    report = measure_skew(trace.header, tracked(trace, "reading"), top=options.top)
     if options.json:
         print_json({"heat": report.as_dict(), "header": trace.header.as_dict(), "notes": trace.notes})
         return
@@ -119,11 +115,6 @@ def _show_heat(trace: HeatTrace, found: str, options: InspectOptions) -> None:
             for name, value in asdict(report.rank_imbalance).items()
         )
         console.print(f"imbalance of the ranks as they were: {shown}", markup=False)
-
-
-def _tracked(trace: HeatTrace) -> Iterable[HeatWindow]:
-    console = Console(stderr=True)
-    return track(trace, "reading", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _layers_table(report: HeatReport) -> Table:

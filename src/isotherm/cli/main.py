@@ -10,16 +10,20 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
 
 import tyro
 
 from isotherm.bench.options import BenchOptions
+from isotherm.cli.config_file import TOLD, with_config
 from isotherm.cli.convert_file import ConvertOptions, run_convert
 from isotherm.cli.inspect_file import InspectOptions, run_inspect
 from isotherm.cli.plan_file import PlanOptions, run_plan
+from isotherm.cli.synth_file import SynthOptions, run_synth
 from isotherm.demo.options import DemoOptions
 from isotherm.errors import IsothermError
 
@@ -43,21 +47,62 @@ class DoctorOptions:
     """Print the report as JSON on stdout."""
 
 
-def _subcommand(name: str, options: type) -> Any:
-    # Given in full: of a docstring, tyro by itself leaves the examples out.
-    return tyro.conf.subcommand(name, description=inspect.getdoc(options), prefix_name=False)
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: the class that its command line is made from, and what runs it. ``run`` is given the
+    options and the arguments that they were made of, and returns the exit code."""
+
+    name: str
+    options: type
+    run: Callable[[Any, Sequence[str]], int]
+
+    def help(self, asked: bool) -> str:
+        """All there is to say where its own help is ``asked`` for, else the first paragraph."""
+        text = inspect.getdoc(self.options) or ""
+        return f"{text}\n\n{TOLD}" if asked else text.partition("\n\n")[0]
 
 
-_Command = (
-    Annotated[DemoOptions, _subcommand("demo", DemoOptions)]
-    | Annotated[InspectOptions, _subcommand("inspect", InspectOptions)]
-    | Annotated[PlanOptions, _subcommand("plan", PlanOptions)]
-    | Annotated[ConvertOptions, _subcommand("convert", ConvertOptions)]
-    | Annotated[BenchOptions, _subcommand("bench", BenchOptions)]
-    | Annotated[DoctorOptions, _subcommand("doctor", DoctorOptions)]
-)
-_Options: TypeAlias = (
-    DemoOptions | InspectOptions | PlanOptions | ConvertOptions | BenchOptions | DoctorOptions
+def _alone(run: Callable[[Any], int]) -> Callable[[Any, Sequence[str]], int]:
+    return lambda options, _: run(options)
+
+
+def _demo(options: DemoOptions, arguments: Sequence[str]) -> int:
+    from isotherm.demo import launch
+
+    if not launch.launched_by_torch():
+        return launch.launch_ranks(options, arguments)
+    return _as_rank(options)
+
+
+def _bench(options: BenchOptions) -> int:
+    from isotherm.cli.bench import run_bench
+
+    return run_bench(options)
+
+
+def _doctor(options: DoctorOptions) -> int:
+    import json
+
+    from rich.console import Console
+
+    from isotherm.cli.doctor import collect_doctor_report, render_doctor
+
+    report = collect_doctor_report(streams=options.streams)
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        render_doctor(report, Console())
+    return 0 if report.ok else 1
+
+
+COMMANDS = (
+    Command("demo", DemoOptions, _demo),
+    Command("inspect", InspectOptions, _alone(run_inspect)),
+    Command("plan", PlanOptions, _alone(run_plan)),
+    Command("convert", ConvertOptions, _alone(run_convert)),
+    Command("synth", SynthOptions, _alone(run_synth)),
+    Command("bench", BenchOptions, _alone(_bench)),
+    Command("doctor", DoctorOptions, _alone(_doctor)),
 )
 
 
@@ -65,8 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; its exit code. Wrong input ends in one message, never in a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        arguments = _with_config(arguments)
         options = _parse(arguments)
-        return _run(options, arguments)
+        command = next(each for each in COMMANDS if type(options) is each.options)
+        return command.run(options, arguments[1:])
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else WRONG_USE
     except KeyboardInterrupt:
@@ -83,38 +130,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _tell_fault()
 
 
-def _parse(arguments: Sequence[str]) -> _Options:
-    options: _Options = tyro.cli(
-        _Command,
+def _parse(arguments: Sequence[str]) -> Any:
+    subcommands: list[Any] = [
+        Annotated[
+            command.options,
+            tyro.conf.subcommand(
+                # Given in full: of a docstring, tyro by itself leaves the examples out.
+                command.name,
+                description=command.help(command.name in arguments[:1]),
+                prefix_name=False,
+            ),
+        ]
+        for command in COMMANDS
+    ]
+    union: Any = reduce(or_, subcommands)
+    return tyro.cli(
+        union,
         prog="isotherm",
         description="Keeps the ranks of an expert-parallel MoE engine at the same temperature.",
         args=list(arguments),
     )
-    return options
 
 
-def _run(options: _Options, arguments: Sequence[str]) -> int:
-    if isinstance(options, DoctorOptions):
-        return _doctor(options)
-    if isinstance(options, InspectOptions):
-        return run_inspect(options)
-    if isinstance(options, PlanOptions):
-        return run_plan(options)
-    if isinstance(options, ConvertOptions):
-        return run_convert(options)
-    if isinstance(options, BenchOptions):
-        from isotherm.cli.bench import run_bench
-
-        return run_bench(options)
-    return _demo(options, arguments[1:])
-
-
-def _demo(options: DemoOptions, arguments: Sequence[str]) -> int:
-    from isotherm.demo import launch
-
-    if not launch.launched_by_torch():
-        return launch.launch_ranks(options, arguments)
-    return _as_rank(options)
+def _with_config(arguments: Sequence[str]) -> list[str]:
+    named = [command for command in COMMANDS if command.name in arguments[:1]]
+    return [named[0].name, *with_config(arguments[1:], named[0].options)] if named else list(arguments)
 
 
 def _as_rank(options: DemoOptions) -> int:
@@ -137,21 +177,6 @@ def _as_rank(options: DemoOptions) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _doctor(options: DoctorOptions) -> int:
-    import json
-
-    from rich.console import Console
-
-    from isotherm.cli.doctor import collect_doctor_report, render_doctor
-
-    report = collect_doctor_report(streams=options.streams)
-    if options.json:
-        print(json.dumps(report.as_dict()))
-    else:
-        render_doctor(report, Console())
-    return 0 if report.ok else 1
 
 
 def _tell(message: str) -> None:

@@ -11,11 +11,13 @@ from isotherm.traces.files import (
 from isotherm.traces.header import HeatHeader
 from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.sources import PlacementFile
+from isotherm.traces.synthesis import HeatSpec, synthesize
 from isotherm.traces.trace import HeatTrace
 
 __all__ = [
     "FileFormat",
     "HeatHeader",
+    "HeatSpec",
     "HeatTrace",
     "HeatWriter",
     "PlacementFile",
@@ -23,5 +25,6 @@ __all__ = [
     "detect_format",
     "read_heat",
     "read_placement",
+    "synthesize",
     "write_placement",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -29,6 +29,7 @@ from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.sources import ROWS_PER_WINDOW, PlacementFile, Source
 from isotherm.traces.stored import is_heat_file, read_heat_file
 from isotherm.traces.trace import HeatTrace
+from isotherm.window import HeatWindow
 
 FileFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "token-ids"]
 """Whose file it is. isotherm: heat files and our own placements. token-ids: experts that tokens picked."""
@@ -159,8 +160,15 @@ def write_placement(
     write_whole(Path(path), _PACKERS[format](file))
 
 
-def write_heat(trace: HeatTrace, path: str | os.PathLike[str]) -> None:
+def write_heat(
+    trace: HeatTrace,
+    path: str | os.PathLike[str],
+    *,
+    track: Callable[[Sequence[HeatWindow]], Iterable[HeatWindow]] = iter,
+) -> None:
     """Writes a trace as a heat file, which appears whole, or stays as it was.
+
+    ``track`` is given the windows and gives them back one after another, showing how far it came.
 
     Raises:
         ValueError: a window cannot be read, or the file cannot be written.
@@ -170,7 +178,7 @@ def write_heat(trace: HeatTrace, path: str | os.PathLike[str]) -> None:
     try:
         with HeatWriter(temporary, trace.header) as writer:
             starts = dict(trace.placements)
-            for index, window in enumerate(trace):
+            for index, window in enumerate(track(trace)):
                 if index in starts:
                     writer.set_placement(starts[index])
                 writer.append(window)

@@ -108,7 +108,7 @@ def measure_skew(header: HeatHeader, windows: Iterable[HeatWindow], *, top: int 
     )
 
 
-def gini(heat_LE: Int64Array) -> FloatArray:
+def gini(heat_LE: Int64Array | FloatArray) -> FloatArray:
     """The Gini coefficient of each layer's experts, float64 [layers]: 0 where all are equal or there is no
     heat, (experts - 1) / experts where one takes all."""
     sorted_LE = np.sort(heat_LE.astype(np.float64), axis=1)
