@@ -14,7 +14,7 @@ import isotherm as iso
 from isotherm.placement import expert_sums, rank_loads
 from isotherm.planner import PlanRequest, make_plan
 
-POLICIES = ("incremental", "deepseek", "static", "random")
+POLICIES = ("incremental", "deepseek", "swift", "flash", "static", "random")
 
 
 @st.composite

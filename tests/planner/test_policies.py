@@ -49,6 +49,57 @@ def test_small_fixture_as_published_and_better():
     assert hottest(exact) == pytest.approx(181.25, rel=1e-6)  # the mean: perfect
 
 
+def test_swift_exchanges_little_and_each_pair_of_ranks_once():
+    rng = np.random.default_rng(3)
+    heat, topology = rng.lognormal(0, 1, (5, 64)), iso.Topology(ranks=8, slots_per_rank=8)
+    current = iso.Placement(np.stack([rng.permutation(64) for _ in range(5)]), 64)
+    plan = iso.plan(heat, topology, current, policy="swift", shares="even")
+    as_is = iso.plan(heat, topology, current, policy="static", shares="even")
+    assert plan.moves
+    assert (plan.imbalance <= as_is.imbalance).all()
+    for layer in range(5):
+        went = [
+            (int(np.flatnonzero(current.slot_to_expert[layer] == move.expert)[0]) // 8, move.slot // 8)
+            for move in plan.moves
+            if move.layer == layer
+        ]
+        assert len(went) == len(set(went)) <= 2 * 4
+        assert {(b, a) for a, b in went} == set(went)
+
+
+def test_swift_gives_hot_experts_the_redundant_slots():
+    plan = iso.plan(SMALL_HEAT, SMALL, policy="swift", shares="even")
+    replicas_E = plan.placement.replicas_LE[0]
+    assert (replicas_E[:2].sum(), replicas_E[2:].max()) == (10, 1)
+    settled = iso.plan(SMALL_HEAT, SMALL, plan.placement, policy="swift", shares="even", max_imbalance=9)
+    assert settled.moves == ()
+
+
+def test_flash_decides_replicas_with_their_places():
+    plan = iso.plan(SMALL_HEAT, SMALL, policy="flash", shares="even")
+    assert hottest(plan) <= 205  # as published; by greed in two steps, 232
+
+
+def test_flash_parts_what_is_hot_at_the_same_time():
+    topology = iso.Topology(ranks=2, slots_per_rank=2)
+    together = np.array([[[10, 0, 10, 0]], [[0, 10, 0, 10]]])
+    window = iso.HeatWindow(together[None], None, (0, 4, 8), (1,), (0,))
+    placed = iso.plan(window, topology, policy="flash").placement.slot_to_expert.reshape(2, 2)
+    assert all(sorted(rank % 2) == [0, 1] for rank in placed)
+    whole = iso.plan(window.heat_LE, topology, policy="flash").placement.slot_to_expert.reshape(2, 2)
+    assert all(len(set(rank % 2)) == 1 for rank in whole)  # their sums alone do not tell
+
+
+def test_flash_leaves_layers_that_are_balanced():
+    rng = np.random.default_rng(4)
+    heat, topology = rng.lognormal(0, 1, (2, 24)), iso.Topology(ranks=4, slots_per_rank=8)
+    current = iso.plan(heat, topology, policy="flash", shares="even").placement
+    heat[1] = heat[1, ::-1]
+    plan = iso.plan(heat, topology, current, policy="flash", shares="even", max_imbalance=1.1)
+    assert {move.layer for move in plan.moves} == {1}
+    assert plan.imbalance[1] < 1.1
+
+
 def test_static_leaves_everything_and_random_is_the_same_draw():
     heat = np.random.default_rng(0).random((3, 12))
     topology = iso.Topology(ranks=4, slots_per_rank=4)
@@ -126,7 +177,8 @@ except ValueError as error:
         check=False,
     )
     names, placed, error = done.stdout.splitlines()
-    assert names == "('incremental', 'deepseek', 'static', 'random', 'broken', 'reverse')", done.stderr
+    ours = "'incremental', 'deepseek', 'swift', 'flash', 'static', 'random'"
+    assert names == f"({ours}, 'broken', 'reverse')", done.stderr
     assert placed == "[[0, 2, 1, 0]]"
     assert "policy='broken' of plugin_policies:nothing cannot be loaded" in error
 

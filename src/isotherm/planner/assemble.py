@@ -7,6 +7,7 @@ import numpy as np
 from isotherm.arrays import BoolArray, FloatArray
 from isotherm.errors import PlanRefusedError
 from isotherm.placement import EMPTY, Move, Placement, Plan, rank_loads
+from isotherm.planner.align import keep_places
 from isotherm.planner.baselines import start_of
 from isotherm.planner.bounds import imbalance_bound
 from isotherm.planner.registry import get_policy
@@ -56,6 +57,10 @@ def _checked(answer: np.ndarray, request: PlanRequest, policy: str) -> Placement
             f"policy {policy!r} answered with {slot_to_expert_LP.dtype} {slot_to_expert_LP.shape}; "
             f"integers {wanted} [layers, slots] were asked for"
         )
+    if request.current is not None:
+        goal_LP = np.array(slot_to_expert_LP, np.int64)
+        keep_places(request.current.slot_to_expert.astype(np.int64), goal_LP, request.topology.ranks)
+        slot_to_expert_LP = goal_LP
     try:
         placement = Placement(slot_to_expert_LP, request.experts)
     except ValueError as error:

@@ -47,7 +47,7 @@ def plan(
 
     Args:
         heat: tokens per expert, [layers, experts] in any unit; or a window, or what `read_heat` read, whose
-            layer numbers the plan keeps.
+            layer numbers the plan keeps, and whose slices of time policy ``"flash"`` looks at.
         topology: ranks and slots.
         current: what the slots hold now, integers [layers, slots], -1 for an empty one. None: nothing is
             loaded yet, so moves are free, none are listed, and layers are brought as low as the search can.
@@ -78,6 +78,7 @@ def plan(
         shares=_share_rule(engine, shares),
         groups=groups,
         threads=os.cpu_count() or 1,
+        heat_SLE=getattr(heat, "heat_SLE", None),
     )
     return make_plan(request, policy=policy, layer_ids=layer_ids)
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from isotherm.planner.baselines import place_random, place_static
 from isotherm.planner.deepseek import place_deepseek
+from isotherm.planner.flash import place_flash
 from isotherm.planner.incremental import place_incremental
 from isotherm.planner.request import PlanRequest
+from isotherm.planner.swift import place_swift
 
 Policy: TypeAlias = Callable[[PlanRequest], np.ndarray]
 """Answers with the expert of each slot, integer [layers, slots]. Deterministic: every rank may ask. What it
@@ -23,6 +25,8 @@ ENTRY_POINTS = "isotherm.policies"
 _OURS: dict[str, Policy] = {
     "incremental": place_incremental,
     "deepseek": place_deepseek,
+    "swift": place_swift,
+    "flash": place_flash,
     "static": place_static,
     "random": place_random,
 }

@@ -29,6 +29,8 @@ class PlanRequest:
         groups: expert groups that must stay on one node each (group-limited routing); 1: none.
         threads: how many threads may search layers side by side. The answer does not depend on it; inside
             an engine, whose cores are its own, leave it at 1.
+        heat_SLE: float64 [slices, layers, experts], heat in parts of the time, for policies that look at how
+            it varies; None: not known.
 
     Raises:
         ValueError: heat that is negative, not finite or of another shape, or sizes that do not fit
@@ -43,9 +45,12 @@ class PlanRequest:
     shares: ShareRule = "balanced"
     groups: int = 1
     threads: int = 1
+    heat_SLE: FloatArray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat_LE", _checked_heat(self.heat_LE))
+        if self.heat_SLE is not None:
+            object.__setattr__(self, "heat_SLE", _checked_slices(self.heat_SLE, self.heat_LE.shape))
         self.topology.check_holds(self.experts)
         if self.shares not in get_args(ShareRule):
             raise ValueError(f"shares={self.shares!r} is unknown: choose 'balanced' or 'even'")
@@ -99,3 +104,13 @@ def _checked_heat(heat: FloatArray) -> FloatArray:
             f"layer {layer}, expert {expert}: heat {heat_LE[layer, expert]} must be finite and not negative"
         )
     return frozen(heat_LE, np.float64)
+
+
+def _checked_slices(heat: FloatArray, layer_shape: tuple[int, ...]) -> FloatArray:
+    heat_SLE = np.asarray(heat)
+    if heat_SLE.ndim != 3 or not len(heat_SLE) or heat_SLE.shape[1:] != layer_shape:
+        raise ValueError(
+            f"heat_SLE has shape {heat_SLE.shape}: give [slices, {layer_shape[0]} layers, {layer_shape[1]} "
+            "experts], as many as heat_LE has, and at least one slice"
+        )
+    return frozen(np.stack([_checked_heat(heat_LE) for heat_LE in heat_SLE]), np.float64)
