@@ -89,10 +89,9 @@ def test_plan_writes_what_the_engine_loads_and_prints_what_it_brings(tmp_path: P
     assert written.placement == planned.placement
     assert written.ranks == 4
     load_LG = np.zeros((3, 4))
-    replicas_LE = planned.placement.replicas_LE
     for layer, slot in np.ndindex(3, 12):
         expert = planned.placement.slot_to_expert[layer, slot]
-        load_LG[layer, slot // 3] += heat.heat_LE[layer, expert] / replicas_LE[layer, expert]
+        load_LG[layer, slot // 3] += heat.heat_LE[layer, expert] * planned.shares[layer, slot]
     assert report["imbalance"]["after"]["overall"] == pytest.approx(overall_imbalance(load_LG))
     assert report["imbalance"]["before"]["overall"] > report["imbalance"]["after"]["overall"]
     code, printed, _ = run(capsys, *common, "--slots", 4, "--out", tmp_path / "own.npz")

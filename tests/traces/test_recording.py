@@ -1,18 +1,24 @@
-"""A running collector records into a heat file, and files are read without torch."""
+"""A running collector or balancer records into a heat file, and files are read without torch."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from made import HEADER, SHAPE, a_window, same_window
+from made import HEADER, SHAPE, TOPOLOGY, a_placement, a_window, same_window
 
 import isotherm as iso
+from isotherm.traces.recording import record_to
 from ranks import run_ranks
 
 
@@ -49,6 +55,108 @@ def test_a_running_collector_records_every_window(tmp_path: Path) -> None:
     assert [window.slice_steps for window in trace] == [(0, 2, 4), (4, 6, 8), (8, 10, 12)]
     assert (trace.heat_LE == sum(counted)).all()
     assert trace.merged().tokens_K.tolist() == [2 * 12 * 3, 2 * 12 * 2]
+
+
+def balance(rank: int, path: str) -> tuple[list[np.ndarray], list[iso.Placement]]:
+    """Serves uneven traffic for six windows of four steps; rank 0 records. The heat of each window, and the
+    placement when it came, as this rank saw them."""
+    topology = iso.Topology(ranks=2, slots_per_rank=6)
+    weights = [{"w": torch.arange(6 * rank, 6 * rank + 6)[:, None] % 8} for _ in range(3)]
+    balancer = iso.Balancer(
+        SHAPE, topology, group=dist.new_group(backend="gloo"), weights=weights,
+        config=iso.Config(mode="full", window_steps=4, heartbeat_seconds=0.002),
+    )  # fmt: skip
+    heats: list[np.ndarray] = []
+    placements: list[iso.Placement] = []
+    recorder = record_to(path, balancer, model="some") if rank == 0 else None
+
+    def note(window: iso.HeatWindow) -> None:
+        heats.append(window.heat_LE)
+        placements.append(balancer.placement)
+        if recorder is not None:
+            recorder(window)
+
+    balancer.on_window(note)
+    rng = np.random.default_rng(rank)
+    for step in range(24):
+        hot = np.array([0, 1]) if step < 12 else np.array([6, 7])
+        with balancer.step(num_tokens=40):
+            for layer in range(3):
+                cold = rng.permuted(np.tile(np.arange(2, 6), (40, 1)), axis=1)[:, :2]
+                ids = np.where(rng.random((40, 1)) < 0.7, hot, cold)
+                balancer.route(layer, torch.from_numpy(ids))
+        deadline = time.monotonic() + 20
+        while (step + 1) % 4 == 0 and len(heats) < (step + 1) // 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    balancer.close()
+    if recorder is not None:
+        recorder.close()
+        assert recorder.lost == 0
+    return heats, placements
+
+
+def test_a_running_balancer_is_recorded_with_what_its_slots_held(tmp_path: Path) -> None:
+    path = tmp_path / "some.heat"
+    (heats, placements), (others, _) = run_ranks(balance, 2, tmp_path, str(path))
+    trace = iso.read_heat(path)
+    assert (trace.header.model, trace.header.topology) == ("some", iso.Topology(2, 6))
+    assert len(trace) == len(others) == 6
+    for index, window in enumerate(trace):
+        assert (window.heat_LE == others[index]).all()
+        assert (window.heat_LE == heats[index]).all()
+        assert trace.placement_in_force(index) == placements[index]
+    assert len(trace.placements) == 1 + sum(a != b for a, b in pairwise(placements))
+
+
+@dataclass
+class Source:
+    shape: iso.MoEShape = SHAPE
+    topology: iso.Topology = TOPOLOGY
+    placement: iso.Placement | None = None
+
+
+def test_a_placement_is_recorded_when_it_changed(tmp_path: Path) -> None:
+    source = Source(placement=a_placement(0))
+    with record_to(tmp_path / "some.heat", source) as record:
+        for number, placement in enumerate((0, 0, 1, 1, 0)):
+            source.placement = a_placement(placement)
+            record(a_window(number))
+    trace = iso.read_heat(tmp_path / "some.heat")
+    assert trace.placements == ((0, a_placement(0)), (2, a_placement(1)), (4, a_placement(0)))
+    with record_to(tmp_path / "some.heat", source, append=True) as record:
+        record(a_window(9))
+    assert len(iso.read_heat(tmp_path / "some.heat")) == 6
+
+
+def test_a_full_disk_ends_no_balancing(tmp_path: Path, monkeypatch, caplog) -> None:
+    record = record_to(tmp_path / "some.heat", Source())
+    record(a_window(0))
+    real = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) > 100:
+            return real(descriptor, data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "isotherm"):
+        patched.setattr("isotherm.traces.recorder.os.write", full)
+        record(a_window(1))
+        record(a_window(2))
+    assert record.lost == 2
+    assert [message.getMessage() for message in caplog.records] == [
+        "isotherm: a window of heat was not recorded, others may follow: [Errno 28] No space left on device"
+    ]
+    record(a_window(3))
+    record.close()
+    record.close()
+    record(a_window(4))
+    trace = iso.read_heat(tmp_path / "some.heat")
+    assert [same_window(*pair) for pair in zip(trace, (a_window(0), a_window(3)), strict=True)] == [
+        True,
+        True,
+    ]
+    assert not trace.notes
 
 
 def test_files_are_read_without_torch(tmp_path: Path) -> None:

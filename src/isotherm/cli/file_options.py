@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 from rich.console import Console
@@ -16,6 +17,7 @@ _Item = TypeVar("_Item")
 InputFormat = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "token-ids"]
 PlacementFormat = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
 
+_PAGE_WIDTH = 110
 _PART = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
@@ -47,6 +49,13 @@ def tell_notes(notes: tuple[str, ...]) -> None:
     console = Console(stderr=True, highlight=False)
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def as_text(show: Callable[[Console], None]) -> str:
+    """What ``show`` prints, as plain text of a page's width."""
+    console = Console(width=_PAGE_WIDTH, file=io.StringIO(), record=True, highlight=False)
+    show(console)
+    return console.export_text()
 
 
 def tracked(items: Sequence[_Item], doing: str) -> Iterable[_Item]:

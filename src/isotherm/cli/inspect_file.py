@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from rich.console import Console
 from rich.table import Table
 
 from isotherm.bench.show import wide_console
-from isotherm.cli.file_options import InputFormat, parse_layers, print_json, tell_notes, tracked
+from isotherm.cli.file_options import InputFormat, as_text, parse_layers, print_json, tell_notes, tracked
+from isotherm.cli.pictures import HeatSeries, check_picture, draw_heat, write_picture
 
 if TYPE_CHECKING:
     from isotherm.traces import HeatTrace, PlacementFile
@@ -27,7 +29,7 @@ class InspectOptions:
     experts per token. Of a file that holds a placement it shows slots and replicas.
 
     Examples:
-        isotherm inspect decode.heat
+        isotherm inspect sample --plot sample.png
         isotherm inspect expert_distribution_recorder_1.pt --json
         isotherm inspect heat.npy --moe-layers 3-60
     """
@@ -42,6 +44,8 @@ class InspectOptions:
     """Hottest experts whose part of all tokens is shown; 8, where it is left out."""
     rows_per_window: int = 256
     """Forward passes in a window, of files that have a row for each."""
+    plot: Path | None = None
+    """Draw the heat: a .png, or an .html that holds picture and tables."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the report as JSON on stdout."""
 
@@ -50,14 +54,18 @@ def run_inspect(options: InspectOptions) -> int:
     """Shows the file; the exit code 0.
 
     Raises:
-        ValueError: the file is not what it should be.
+        ValueError: the file is not what it should be, or the picture cannot be written.
+        MissingExtraError: a picture is asked for and matplotlib is not installed.
     """
     from isotherm.traces import detect_format, read_heat, read_placement
     from isotherm.traces.files import holds_placement_alone
 
+    check_picture(options.plot)
     layers = parse_layers(options.moe_layers)
     found = options.format or detect_format(options.file)
     if holds_placement_alone(options.file, found):
+        if options.plot is not None:
+            raise ValueError(f"--plot: {options.file} holds a placement, and heat is what is drawn")
         file = read_placement(options.file, format=found, moe_layers=layers)
         tell_notes(file.notes)
         _show_placement(file, options)
@@ -95,17 +103,27 @@ def _show_placement(file: PlacementFile, options: InspectOptions) -> None:
 def _show_heat(trace: HeatTrace, found: str, options: InspectOptions) -> None:
     from isotherm.traces.skew import measure_skew
 
-    report = measure_skew(trace.header, tracked(trace, "reading"), top=options.top)
+    windows, series = tracked(trace, "reading"), HeatSeries()
+    if options.plot is not None:
+        windows = series.noting(windows)
+    report = measure_skew(trace.header, windows, top=options.top)
+    names = ", ".join(name for name in (trace.header.model, trace.header.engine) if name)
+    title = (
+        f"{options.file.name}: {found}{f', {names}' if names else ''}; {report.windows} windows, steps "
+        f"{report.first_step} to {report.last_step}; {len(report.layers)} layers of {report.experts} experts"
+    )
     if options.json:
         print_json({"heat": report.as_dict(), "header": trace.header.as_dict(), "notes": trace.notes})
-        return
-    console = wide_console()
-    names = ", ".join(name for name in (trace.header.model, trace.header.engine) if name)
-    console.print(
-        f"{options.file.name}: {found}{f', {names}' if names else ''}; {report.windows} windows, steps "
-        f"{report.first_step} to {report.last_step}; {len(report.layers)} layers of {report.experts} experts",
-        markup=False,
-    )
+    else:
+        _print_report(report, title, wide_console())
+    if options.plot is not None:
+        figure = draw_heat(title, series, trace.header.kinds, trace.layer_ids)
+        text = as_text(lambda console: _print_report(report, title, console))
+        write_picture(figure, options.plot, title=title, text=text)
+
+
+def _print_report(report: HeatReport, title: str, console: Console) -> None:
+    console.print(title, markup=False)
     for table in (_layers_table(report), _drift_table(report), _kinds_table(report)):
         if table is not None:
             console.print(table)

@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Console
 from rich.table import Table
 
 from isotherm.bench.show import wide_console
-from isotherm.cli.file_options import InputFormat, PlacementFormat, parse_layers, print_json, tell_notes
+from isotherm.cli.file_options import (
+    InputFormat,
+    PlacementFormat,
+    as_text,
+    parse_layers,
+    print_json,
+    tell_notes,
+    tracked,
+)
+from isotherm.cli.pictures import PlanPicture, check_picture, draw_plan, write_picture
 from isotherm.placement import Placement, Plan, rank_loads
 from isotherm.planner.offline import Engine
 from isotherm.topology import MoEShape, Topology
-from isotherm.window import HeatWindow, ImbalanceSummary
+from isotherm.window import HeatWindow, ImbalanceSummary, overall_imbalance
 
 if TYPE_CHECKING:
     from isotherm.traces import HeatTrace
@@ -68,6 +78,8 @@ class PlanOptions:
     """All layers of the model, dense ones too, where the file does not say. SGLang wants to know."""
     mtp_layers: int = 0
     """Layers for multi-token prediction behind the model's own; TensorRT-LLM wants a row for each."""
+    plot: Path | None = None
+    """Draw loads and imbalance before and after: a .png, or an .html that holds picture and tables."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the report as JSON on stdout."""
 
@@ -76,12 +88,14 @@ def run_plan(options: PlanOptions) -> int:
     """Plans and writes; the exit code 0.
 
     Raises:
+        MissingExtraError: a picture is asked for and matplotlib is not installed.
         ValueError: the file or an option is not what it should be, or the placement cannot be written.
         PlanRefusedError: the policy's answer breaks an invariant.
     """
     from isotherm.planner import plan
     from isotherm.traces import read_heat, write_placement
 
+    check_picture(options.plot)
     trace = read_heat(
         options.file,
         format=options.input_format,
@@ -92,7 +106,7 @@ def run_plan(options: PlanOptions) -> int:
     topology = Topology.for_model(
         experts=trace.header.experts, redundant=options.redundant, ranks=options.ranks, nodes=options.nodes
     )
-    window = _chosen(trace, options.kind)
+    window = _of_kind(trace.merged(), trace, options.kind)
     current = None if options.current is None else _read_current(options.current, trace)
     planned = plan(
         window,
@@ -110,13 +124,21 @@ def run_plan(options: PlanOptions) -> int:
         model_layers=options.model_layers or trace.header.model_layers,
         mtp_layers=options.mtp_layers,
     )
-    _show(_report(window, topology, current, planned, options), planned, options)
+    report = _report(window, topology, current, planned, options)
+    if options.json:
+        print_json(report)
+    else:
+        _print_report(report, planned, options, wide_console())
+    if options.plot is not None:
+        figure = draw_plan(_picture(trace, window, topology, current, planned, options))
+        text = as_text(lambda console: _print_report(report, planned, options, console))
+        write_picture(figure, options.plot, title=f"Plan for {options.file.name}", text=text)
     return 0
 
 
-def _chosen(trace: HeatTrace, kind: str | None) -> HeatWindow:
-    """All windows as one; of one kind of tokens where it is named."""
-    window, kinds = trace.merged(), trace.header.kinds
+def _of_kind(window: HeatWindow, trace: HeatTrace, kind: str | None) -> HeatWindow:
+    """The window; of one kind of tokens where that is named."""
+    kinds = trace.header.kinds
     if kind is None:
         return window
     if kind not in kinds:
@@ -149,12 +171,10 @@ def _report(
     window: HeatWindow, topology: Topology, current: Placement | None, planned: Plan, options: PlanOptions
 ) -> dict[str, Any]:
     """Imbalance before and after: before is the current placement, or slot ``p`` with expert ``p % E``."""
-    heat_LE = window.heat_LE
-    layers, experts = heat_LE.shape
-    before = Placement.default(MoEShape(layers, experts, 1), topology) if current is None else current
+    before = _before(window, topology, current)
     loads = {
-        "before": rank_loads(heat_LE, before, before.even_shares(), topology),
-        "after": rank_loads(heat_LE, planned.placement, planned.shares, topology),
+        "before": rank_loads(window.heat_LE, before, before.even_shares(), topology),
+        "after": rank_loads(window.heat_LE, planned.placement, planned.shares, topology),
     }
     return {
         "out": str(options.out),
@@ -169,11 +189,44 @@ def _report(
     }
 
 
-def _show(report: dict[str, Any], planned: Plan, options: PlanOptions) -> None:
-    if options.json:
-        print_json(report)
-        return
-    console = wide_console()
+def _before(window: HeatWindow, topology: Topology, current: Placement | None) -> Placement:
+    layers, experts = window.heat_LE.shape
+    return Placement.default(MoEShape(layers, experts, 1), topology) if current is None else current
+
+
+def _picture(
+    trace: HeatTrace,
+    window: HeatWindow,
+    topology: Topology,
+    current: Placement | None,
+    planned: Plan,
+    options: PlanOptions,
+) -> PlanPicture:
+    """Reads every window again, for its imbalance with either placement."""
+    before = _before(window, topology, current)
+    served = ((before, before.even_shares()), (planned.placement, planned.shares))
+    steps: list[int] = []
+    imbalances: tuple[list[float], list[float]] = ([], [])
+    for each in tracked(trace, "drawing"):
+        steps.append(each.end_step)
+        heat_LE = _of_kind(each, trace, options.kind).heat_LE
+        for series, (placement, shares_LP) in zip(imbalances, served):
+            series.append(overall_imbalance(rank_loads(heat_LE, placement, shares_LP, topology)))
+    before_LG, after_LG = (rank_loads(window.heat_LE, *each, topology) for each in served)
+    return PlanPicture(
+        title=f"{options.file.name} on {topology.ranks} ranks of {topology.slots_per_rank} slots: {options.policy}",
+        heat_LE=window.heat_LE,
+        layer_ids=window.layer_ids,
+        before_LG=before_LG,
+        after_LG=after_LG,
+        bound_L=planned.bound,
+        steps=steps,
+        before_N=imbalances[0],
+        after_N=imbalances[1],
+    )
+
+
+def _print_report(report: dict[str, Any], planned: Plan, options: PlanOptions, console: Console) -> None:
     table = Table(title="Imbalance: hottest rank over the mean", title_justify="left")
     for name in ("", "overall", "p50", "p95", "worst", "in layer"):
         table.add_column(name, justify="right")

@@ -1,0 +1,97 @@
+"""Records the sample that ships: heat of the demo's own model while it reads and writes text.
+
+torchrun --nproc-per-node 8 examples/record_sample.py --out src/isotherm/traces/sample.heat
+
+Each rank reads prompts and lets the model continue them, byte by byte, from its cache: reading is prefill,
+writing is decode. The text is prose, fades into code, stays code, and turns back to prose at once. Equal
+runs read equal text; what the model writes hangs on the machine's floating point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from isotherm.config import Config
+from isotherm.demo.engine import load_model, quiet_transformers
+from isotherm.demo.text import Corpus, load_corpus
+from isotherm.engines.transformers import ExpertParallelModel, moe_shape, parallelize
+from isotherm.topology import Topology
+from isotherm.traces.recording import record_to
+
+SEQUENCES, PROMPT, WRITTEN = 8, 96, 24
+ROUND = 1 + WRITTEN  # steps: one reads the prompts, the others write a byte of each sequence
+ROUNDS_PER_WINDOW = 2
+PROSE, FADE, CODE, PROSE_AGAIN = 20, 4, 16, 8  # windows
+
+
+def part_of_code(window: int) -> float:
+    """The part of prompts that are code."""
+    if window >= PROSE + FADE + CODE:
+        return 0.0
+    return float(np.clip((window - PROSE + 1) / (FADE + 1), 0, 1))
+
+
+def prompts(corpus: Corpus, number: int, rank: int) -> torch.Tensor:
+    """int64 [sequences, bytes]."""
+    both = [
+        corpus.batch(kind, number, rank, seed=0, sequences=SEQUENCES, length=PROMPT)
+        for kind in range(len(corpus.kinds))
+    ]
+    share = part_of_code(number // ROUNDS_PER_WINDOW)
+    is_code = np.random.default_rng((number, rank)).random(SEQUENCES) < share
+    return torch.from_numpy(np.where(is_code[:, None], both[1], both[0]))
+
+
+@torch.inference_mode()
+def serve_round(engine: ExpertParallelModel, ids: torch.Tensor, generator: torch.Generator) -> None:
+    """Reads the prompts and writes ``WRITTEN`` bytes behind each."""
+    done = engine.model(input_ids=ids, use_cache=True)
+    for _ in range(WRITTEN):
+        parts = torch.softmax(done.logits[:, -1], dim=-1)
+        ids = torch.multinomial(parts, 1, generator=generator)
+        done = engine.model(input_ids=ids, past_key_values=done.past_key_values, use_cache=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--windows", type=int, default=PROSE + FADE + CODE + PROSE_AGAIN)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    quiet_transformers()
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    model, corpus = load_model(None), load_corpus()
+    experts = moe_shape(model).experts
+    topology = Topology.for_model(experts=experts, redundant=experts // 4, ranks=ranks)
+    config = Config(mode="count", window_steps=ROUND * ROUNDS_PER_WINDOW, slices=ROUNDS_PER_WINDOW)
+    engine = parallelize(model, dist.group.WORLD, topology=topology, config=config)
+    if rank == 0:
+        recorder = record_to(
+            options.out, engine.balancer, model="the demo's Qwen3-MoE", engine="transformers"
+        )
+        engine.balancer.on_window(recorder)
+    generator = torch.Generator().manual_seed(rank)
+    for number in range(options.windows * ROUNDS_PER_WINDOW):
+        serve_round(engine, prompts(corpus, number, rank), generator)
+        if rank == 0 and number % 8 == 0:
+            print(f"round {number} of {options.windows * ROUNDS_PER_WINDOW}", flush=True)
+    while engine.balancer.statistics().windows < options.windows:
+        time.sleep(0.05)
+    dist.barrier()
+    engine.close()
+    if rank == 0:
+        recorder.close()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
