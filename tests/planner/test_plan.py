@@ -197,7 +197,7 @@ BAD = {
     "max_bytes=9 and bytes_per_expert=None go together": {"max_bytes": 9},
     "bytes_per_expert=0 not below 1": {"max_bytes": 9, "bytes_per_expert": 0},
     "engine='hal' is unknown: choose one of isotherm, vllm": {"engine": "hal"},
-    "engine='vllm' splits an expert's tokens evenly": {"engine": "vllm", "shares": "balanced"},
+    "engine='vllm' splits an expert's tokens by a rule": {"engine": "vllm", "shares": "balanced"},
     "shares='odd' is unknown": {"shares": "odd"},
     "max_imbalance=0.9 is below 1": {"max_imbalance": 0.9, "current": [[0, 1, 2, 1]]},
     "groups=2 do not divide experts=3": {"groups": 2},

@@ -10,6 +10,7 @@ from isotherm.placement import EMPTY, Move, Placement, Plan, rank_loads
 from isotherm.planner.align import keep_places
 from isotherm.planner.baselines import start_of
 from isotherm.planner.bounds import imbalance_bound
+from isotherm.planner.dispatch import rule_of, served_shares, source_parts
 from isotherm.planner.registry import get_policy
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.shares import balanced_shares
@@ -65,15 +66,23 @@ def _checked(answer: np.ndarray, request: PlanRequest, policy: str) -> Placement
         placement = Placement(slot_to_expert_LP, request.experts)
     except ValueError as error:
         raise PlanRefusedError(f"policy {policy!r}: {error}") from error
-    if request.topology.slots_per_rank <= request.experts:
+    rule = rule_of(request.engine)
+    if request.topology.slots_per_rank <= request.experts or not rule.repeats:
         _check_apart(placement, request, policy)
+    empty = np.argwhere(placement.slot_to_expert == EMPTY)
+    if len(empty) and not rule.empties:
+        layer, slot = empty[0]
+        raise PlanRefusedError(
+            f"policy {policy!r}, layer {layer}: slot {slot} is empty, and engine={request.engine!r} knows no "
+            "empty slots"
+        )
     return placement
 
 
 def _check_apart(placement: Placement, request: PlanRequest, policy: str) -> None:
-    """No expert twice on a rank, except where it is so already."""
+    """No expert twice on a rank, except where it is so already and the engine can hold it."""
     wasted_LP = twice_on_rank(placement, request.topology.ranks)
-    if request.current is not None:
+    if request.current is not None and rule_of(request.engine).repeats:
         wasted_LP &= ~twice_on_rank(request.current, request.topology.ranks)
     for layer, slot in np.argwhere(wasted_LP):
         expert = placement.slot_to_expert[layer, slot]
@@ -93,6 +102,10 @@ def twice_on_rank(placement: Placement, ranks: int) -> BoolArray:
 
 
 def _shares(request: PlanRequest, placement: Placement) -> FloatArray:
+    split = rule_of(request.engine).split
+    if split is not None:
+        source_LEN = source_parts(request.source_heat_NLE, request.heat_LE.shape, request.topology.nodes)
+        return served_shares(placement, request.topology, split, source_LEN)
     if request.shares == "even":
         return placement.even_shares()
     return balanced_shares(request.heat_LE, placement, request.topology)

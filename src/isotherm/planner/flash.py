@@ -39,7 +39,7 @@ def place_flash(request: PlanRequest) -> Int64Array:
 def _place_layer(request: PlanRequest, slices_SLE: FloatArray, layer: int, still: bool) -> Int64Array:
     ranks, size = request.topology.ranks, request.topology.slots_per_rank
     heat_SE = slices_SLE[:, layer].copy()
-    held_GS = start_of(request).slot_to_expert[layer].reshape(ranks, size).astype(np.int64)
+    held_GS: Int64Array = start_of(request).slot_to_expert[layer].reshape(ranks, size).astype(np.int64)
     if still or not heat_SE.any():
         return held_GS.ravel()
     heat_E = heat_SE.sum(axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, Protocol, TypeAlias, cast, get_args
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,12 +11,10 @@ from numpy.typing import ArrayLike
 from isotherm.arrays import Int64Array
 from isotherm.placement import Placement, Plan
 from isotherm.planner.assemble import make_plan
+from isotherm.planner.dispatch import Engine as Engine
+from isotherm.planner.dispatch import rule_of
 from isotherm.planner.request import PlanRequest, ShareRule
 from isotherm.topology import Topology
-
-Engine: TypeAlias = Literal["isotherm", "vllm", "sglang", "vllm-ascend", "tensorrt-llm"]
-"""Who will route by the plan. Isotherm gives each replica its share; the others know no shares, and each
-replica of an expert is taken to receive the same part."""
 
 
 class NamedHeat(Protocol):
@@ -51,7 +49,9 @@ def plan(
         topology: ranks and slots.
         current: what the slots hold now, integers [layers, slots], -1 for an empty one. None: nothing is
             loaded yet, so moves are free, none are listed, and layers are brought as low as the search can.
-        engine: who will route by the plan; None: Isotherm.
+        engine: who will route by the plan; None: Isotherm. Another engine's own rule of dispatch decides what
+            each replica receives: policy ``"incremental"`` searches for the balance that it will give, and
+            the plan's shares, imbalance and reason tell of that.
         policy: `isotherm.planner.policies()` names them.
         shares: ``"balanced"`` or ``"even"``; None: what the engine can do.
         max_imbalance: with ``current``, layers at or below this stay as they are.
@@ -75,21 +75,14 @@ def plan(
         current=current,
         max_imbalance=1.0 if current is None else max_imbalance,
         max_moves=_moves_within(max_moves, max_bytes, bytes_per_expert),
-        shares=_share_rule(engine, shares),
+        shares=shares or ("balanced" if rule_of(engine or "isotherm").split is None else "even"),
         groups=groups,
         threads=os.cpu_count() or 1,
         heat_SLE=getattr(heat, "heat_SLE", None),
+        engine=engine or "isotherm",
+        source_heat_NLE=getattr(heat, "source_heat_NLE", None),
     )
     return make_plan(request, policy=policy, layer_ids=layer_ids)
-
-
-def _share_rule(engine: Engine | None, shares: ShareRule | None) -> ShareRule:
-    if engine not in (None, *get_args(Engine)):
-        raise ValueError(f"engine={engine!r} is unknown: choose one of {', '.join(get_args(Engine))}")
-    possible: ShareRule = "balanced" if engine in (None, "isotherm") else "even"
-    if shares == "balanced" and possible == "even":
-        raise ValueError(f"engine={engine!r} splits an expert's tokens evenly: leave shares='balanced' out")
-    return possible if shares is None else shares
 
 
 def _moves_within(max_moves: int | None, max_bytes: int | None, bytes_per_expert: int | None) -> int | None:

@@ -11,8 +11,8 @@ import numpy as np
 from isotherm.planner.baselines import place_random, place_static
 from isotherm.planner.deepseek import place_deepseek
 from isotherm.planner.flash import place_flash
-from isotherm.planner.incremental import place_incremental
 from isotherm.planner.request import PlanRequest
+from isotherm.planner.served import place_for_engine
 from isotherm.planner.swift import place_swift
 
 Policy: TypeAlias = Callable[[PlanRequest], np.ndarray]
@@ -23,7 +23,7 @@ layer, where it does not keep it itself."""
 ENTRY_POINTS = "isotherm.policies"
 
 _OURS: dict[str, Policy] = {
-    "incremental": place_incremental,
+    "incremental": place_for_engine,
     "deepseek": place_deepseek,
     "swift": place_swift,
     "flash": place_flash,

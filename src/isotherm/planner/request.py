@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from isotherm.arrays import FloatArray, frozen
-from isotherm.placement import Placement
+from isotherm.placement import EMPTY, Placement
+from isotherm.planner.dispatch import Engine, rule_of
 from isotherm.topology import Topology
 
 ShareRule = Literal["balanced", "even"]
@@ -31,6 +32,9 @@ class PlanRequest:
             an engine, whose cores are its own, leave it at 1.
         heat_SLE: float64 [slices, layers, experts], heat in parts of the time, for policies that look at how
             it varies; None: not known.
+        engine: who will route by the plan, and so how it is served, and what may not be in it.
+        source_heat_NLE: float64 [nodes, layers, experts], heat by the node that its tokens come from; None:
+            equally many from each.
 
     Raises:
         ValueError: heat that is negative, not finite or of another shape, or sizes that do not fit
@@ -46,6 +50,8 @@ class PlanRequest:
     groups: int = 1
     threads: int = 1
     heat_SLE: FloatArray | None = None
+    engine: Engine = "isotherm"
+    source_heat_NLE: FloatArray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat_LE", _checked_heat(self.heat_LE))
@@ -54,6 +60,12 @@ class PlanRequest:
         self.topology.check_holds(self.experts)
         if self.shares not in get_args(ShareRule):
             raise ValueError(f"shares={self.shares!r} is unknown: choose 'balanced' or 'even'")
+        if self.shares == "balanced" and rule_of(self.engine).split is not None:
+            raise ValueError(
+                f"engine={self.engine!r} splits an expert's tokens by a rule of its own: give shares='even', "
+                "or leave shares out"
+            )
+        self._check_sources()
         if not self.max_imbalance >= 1:
             raise ValueError(f"max_imbalance={self.max_imbalance} is below 1, the perfect balance")
         if self.max_moves is not None and self.max_moves < 0:
@@ -81,6 +93,25 @@ class PlanRequest:
                 f"current holds {self.current.experts} experts in {found} [layers, slots]; heat and "
                 f"topology need {self.experts} in {wanted}"
             )
+        empty = np.argwhere(self.current.slot_to_expert == EMPTY)
+        if len(empty) and not rule_of(self.engine).empties:
+            layer, slot = empty[0]
+            raise ValueError(
+                f"layer {layer}, slot {slot} of current is empty, and engine={self.engine!r} knows no empty "
+                "slots: name the expert whose weights it holds"
+            )
+
+    def _check_sources(self) -> None:
+        if self.source_heat_NLE is None:
+            return
+        wanted = (self.topology.nodes, *self.heat_LE.shape)
+        if np.shape(self.source_heat_NLE) != wanted:
+            raise ValueError(
+                f"source_heat_NLE has shape {np.shape(self.source_heat_NLE)}: give {wanted} [nodes, layers, "
+                "experts]"
+            )
+        heats = [_checked_heat(heat_LE) for heat_LE in self.source_heat_NLE]
+        object.__setattr__(self, "source_heat_NLE", frozen(np.stack(heats), np.float64))
 
     @property
     def layers(self) -> int:
