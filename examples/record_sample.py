@@ -72,7 +72,7 @@ def main() -> None:
     model, corpus = load_model(None), load_corpus()
     experts = moe_shape(model).experts
     topology = Topology.for_model(experts=experts, redundant=experts // 4, ranks=ranks)
-    config = Config(mode="count", window_steps=ROUND * ROUNDS_PER_WINDOW, slices=ROUNDS_PER_WINDOW)
+    config = Config(mode="observe", window_steps=ROUND * ROUNDS_PER_WINDOW, slices=ROUNDS_PER_WINDOW)
     engine = parallelize(model, dist.group.WORLD, topology=topology, config=config)
     if rank == 0:
         recorder = record_to(
@@ -80,12 +80,14 @@ def main() -> None:
         )
         engine.balancer.on_window(recorder)
     generator = torch.Generator().manual_seed(rank)
-    for number in range(options.windows * ROUNDS_PER_WINDOW):
-        serve_round(engine, prompts(corpus, number, rank), generator)
-        if rank == 0 and number % 8 == 0:
-            print(f"round {number} of {options.windows * ROUNDS_PER_WINDOW}", flush=True)
-    while engine.balancer.statistics().windows < options.windows:
-        time.sleep(0.05)
+    for window in range(options.windows):
+        for number in range(ROUNDS_PER_WINDOW * window, ROUNDS_PER_WINDOW * (window + 1)):
+            serve_round(engine, prompts(corpus, number, rank), generator)
+            # A machine that serves eight ranks may lag, and slices would be longer for it.
+            while engine.balancer.statistics().gathered_step < ROUND * (number + 1):
+                time.sleep(0.005)
+        if rank == 0 and window % 4 == 0:
+            print(f"window {window} of {options.windows}", flush=True)
     dist.barrier()
     engine.close()
     if rank == 0:

@@ -278,5 +278,5 @@ def test_the_command_itself_ends_without_a_traceback(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith(f"isotherm: {tmp_path}: a folder without meta_info.json")
+    assert done.stderr.startswith(f"isotherm: {tmp_path}: a folder with neither meta_info.json")
     assert "Traceback" not in done.stderr

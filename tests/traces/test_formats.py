@@ -87,6 +87,98 @@ def test_a_per_pass_dump_is_folded_by_its_map(tmp_path: Path) -> None:
     assert (read_placement(path, moe_layers=LAYERS).placement.slot_to_expert == map_LP).all()
 
 
+def records(counts_NLP: np.ndarray, rank: int, first: int = 7, **more) -> list[dict]:
+    """A record for each pass of one rank, as the recorder makes them."""
+    made = []
+    for number, counts_LP in enumerate(counts_NLP):
+        own = {name: values[number] for name, values in more.items()}
+        counts = {"global_physical_count": torch.from_numpy(counts_LP)}
+        made.append(
+            {"forward_pass_id": first + number, "rank": rank, "gatherer_key": "primary", **own, **counts}
+        )
+    return made
+
+
+def save_records(path: Path, made: list[dict], map_LP: np.ndarray) -> Path:
+    torch.save({"records": made, "last_physical_to_logical_map": torch.from_numpy(map_LP)}, path)
+    return path
+
+
+def test_the_dumps_of_all_ranks_are_added_up_pass_by_pass(tmp_path: Path) -> None:
+    map_LP, rng = a_map(), np.random.default_rng(3)
+    counts = rng.integers(0, 9, (2, 4, len(LAYERS), SLOTS))
+    for rank, counts_NLP in enumerate(counts):
+        save_records(
+            tmp_path / f"expert_distribution_recorder_1.5_{rank}.pt", records(counts_NLP, rank), map_LP
+        )
+    (tmp_path / "notes.txt").write_text("no dump")
+    assert detect_format(tmp_path) == "sglang"
+    trace = read_heat(tmp_path, rows_per_window=1, moe_layers=LAYERS)
+    for window, counts_LP in zip(trace, counts.sum(axis=0), strict=True):
+        expected_LE = np.zeros((len(LAYERS), EXPERTS), int)
+        for layer, slot in np.ndindex(counts_LP.shape):
+            expected_LE[layer, map_LP[layer, slot]] += counts_LP[layer, slot]
+        assert (window.heat_LE == expected_LE).all()
+    assert not trace.notes
+    alone = read_heat(tmp_path / "expert_distribution_recorder_1.5_0.pt", moe_layers=LAYERS)
+    assert "a folder of all is added up" in alone.notes[-1]
+    twice = save_records(tmp_path / "expert_distribution_recorder_2_0.pt", records(counts[0], 0), map_LP)
+    with pytest.raises(ValueError, match=rf"{twice.name}: records\[0\]: pass 7 of rank 0 is there twice"):
+        read_heat(tmp_path)
+    save_records(twice, records(counts[0], 2), a_map(seed=1))
+    with pytest.raises(ValueError, match="last_physical_to_logical_map: is another than in the other files"):
+        read_heat(tmp_path)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_per_token_dumps_tell_prefill_from_decode_unless_passes_mix_them(tmp_path: Path, mixed: bool) -> None:
+    """Ids of tokens, padded with -1, and what is counted of them, as the mode per_token writes both."""
+    map_LP, rng = a_map(), np.random.default_rng(4)
+    tokens, modes = (5, 2, 6, 1, 3), [1, 2, 1, 2, 3 if mixed else 2]
+    ids = [rng.integers(-1, SLOTS, (len(LAYERS), count, 2)) for count in tokens]
+    counts = np.array([[np.bincount(row[row >= 0], minlength=SLOTS) for row in ids_LTK] for ids_LTK in ids])
+    made = records(
+        counts, 0, forward_mode=modes, input_ids=[list(range(count)) for count in tokens],
+        positions=[[1]] * 5, extend_seq_lens=[[5], None, [6], None, None],
+        topk_ids_of_layer=[torch.from_numpy(each.astype(np.int32)) for each in ids],
+        misc_objects=[[{"layer_id": 0, "num_tokens_per_rank": [3]}]] * 5,
+    )  # fmt: skip
+    path = save_records(tmp_path / "some.pt", made, map_LP)
+    trace = read_heat(path, moe_layers=LAYERS, rows_per_window=4, top_k=2)
+    expected_KLE = np.zeros((2, len(LAYERS), EXPERTS), int)
+    for number, ids_LTK in enumerate(ids):
+        for layer, token, pick in np.ndindex(ids_LTK.shape):
+            if ids_LTK[layer, token, pick] >= 0:
+                expected_KLE[modes[number] % 2 == 0, layer, map_LP[layer, ids_LTK[layer, token, pick]]] += 1
+    if mixed:
+        assert trace.header.kinds == ("all",)
+        assert sum(window.heat_LE.sum() for window in trace) == counts.sum()
+    else:
+        assert trace.header.kinds == ("prefill", "decode")
+        assert (sum(window.heat_KSLE[:, 0] for window in trace) == expected_KLE).all()
+        assert trace[0].tokens_K.tolist() == [
+            heat_LE.sum(axis=1).max() // 2 for heat_LE in trace[0].heat_KSLE[:, 0]
+        ]
+    loaded = torch.load(path, weights_only=True, map_location="cpu")
+    ours = read_torch_file(path)
+    for own, theirs in zip(ours["records"], loaded["records"], strict=True):
+        assert own.keys() == theirs.keys()
+        for name, value in own.items():
+            same = value == theirs[name].numpy() if isinstance(value, np.ndarray) else value == theirs[name]
+            assert np.all(same), name
+
+
+def test_a_full_buffer_is_told(tmp_path: Path) -> None:
+    counts = torch.from_numpy(heat())
+    torch.save(
+        {"rank": 0, "logical_count": counts, "average_utilization_rate_over_window": None},
+        tmp_path / "full.pt",
+    )
+    assert "buffer is full" in read_heat(tmp_path / "full.pt").notes[-1]
+    assert all("buffer" not in note for note in read_heat(stat_dump(tmp_path)).notes)
+    assert all("buffer" not in note for note in read_heat(statistics_json(tmp_path)).notes)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path_factory, data) -> None:
@@ -486,7 +578,7 @@ def test_forced_formats_and_unknown_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged zip"):
         read_heat(path, format="deepseek")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=r"a folder without meta_info\.json"):
+    with pytest.raises(ValueError, match=r"a folder with neither meta_info\.json"):
         read_heat(tmp_path / "folder")
 
 

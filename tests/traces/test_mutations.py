@@ -35,7 +35,9 @@ def torch_file(path: Path) -> None:
 def per_pass_file(path: Path) -> None:
     record = {"forward_pass_id": 3, "rank": 0, "global_physical_count": torch.from_numpy(COUNTS_LE)}
     last = torch.tensor([[0, 1, 2, 0]] * 3)
-    torch.save({"records": [record, record], "last_physical_to_logical_map": last}, path)
+    torch.save(
+        {"records": [record, {**record, "forward_pass_id": 4}], "last_physical_to_logical_map": last}, path
+    )
 
 
 def json_file(path: Path) -> None:

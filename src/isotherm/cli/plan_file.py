@@ -214,7 +214,7 @@ def _picture(
             series.append(overall_imbalance(rank_loads(heat_LE, placement, shares_LP, topology)))
     before_LG, after_LG = (rank_loads(window.heat_LE, *each, topology) for each in served)
     return PlanPicture(
-        title=f"{options.file.name} on {topology.ranks} ranks of {topology.slots_per_rank} slots: {options.policy}",
+        title=f"{options.file.name}: {topology.ranks} ranks, {topology.slots} slots, {options.policy}",
         heat_LE=window.heat_LE,
         layer_ids=window.layer_ids,
         before_LG=before_LG,

@@ -12,7 +12,12 @@ from uuid import uuid4
 from isotherm.placement import Placement, Plan
 from isotherm.traces.formats.deepseek import pack_deepseek, read_deepseek_heat, read_deepseek_placement
 from isotherm.traces.formats.own import SLOTS, pack_own, read_own_placement
-from isotherm.traces.formats.sglang import pack_sglang, read_sglang_heat, read_sglang_placement
+from isotherm.traces.formats.sglang import (
+    is_folder_of_dumps,
+    pack_sglang,
+    read_sglang_heat,
+    read_sglang_placement,
+)
 from isotherm.traces.formats.tensorrt_llm import (
     ASSIGNMENTS,
     META,
@@ -36,6 +41,9 @@ FileFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-l
 
 PlacementFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
 """For whom a placement can be written."""
+
+SAMPLE = "sample"
+"""The name of the heat file that ships, where no file here has it."""
 
 _HEAT_READERS: dict[str, Callable[[Source], HeatTrace]] = {
     "isotherm": lambda source: read_heat_file(source.path),
@@ -82,9 +90,10 @@ def read_heat(
     which.
 
     Args:
-        path: a heat file; a dump (``.pt``) or statistics (JSON) of SGLang; a folder of statistics of
-            TensorRT-LLM; an array of numpy, [layers, experts] or [rows, layers, experts]; ids of experts per
-            token, [tokens, layers, picks], in an ``.npz`` under the name ``experts``.
+        path: a heat file; a dump (``.pt``), a folder of the dumps of all ranks, or statistics (JSON) of
+            SGLang; a folder of statistics of TensorRT-LLM; an array of numpy, [layers, experts] or [rows,
+            layers, experts]; ids of experts per token, [tokens, layers, picks], in an ``.npz`` under the name
+            ``experts``; or ``"sample"``, the heat that ships: that of the demo's model.
         format: whose file it is; None: found by what it holds.
         moe_layers: the model's numbers of the layers, where the file does not say.
         model_layers: all layers of the model, dense ones too, where the file does not say.
@@ -93,7 +102,7 @@ def read_heat(
     Raises:
         ValueError: the file is not what it should be; the message names file, place and rule.
     """
-    source = Source(Path(path), _as_layers(moe_layers), model_layers, top_k, rows_per_window)
+    source = Source(located(path), _as_layers(moe_layers), model_layers, top_k, rows_per_window)
     found = detect_format(source.path) if format is None else _known(format)
     if found not in _HEAT_READERS:
         raise problem(source.path, "", f"a file of {found} holds a placement and no heat")
@@ -197,10 +206,13 @@ def detect_format(path: Path) -> FileFormat:
     Raises:
         ValueError: it cannot be read, or is of none that we know.
     """
+    path = located(path)
     if path.is_dir():
         if (path / META).is_file():
             return "tensorrt-llm"
-        raise problem(path, "", f"a folder without {META}, which statistics of TensorRT-LLM have")
+        if is_folder_of_dumps(path):
+            return "sglang"
+        raise problem(path, "", f"a folder with neither {META}, as TensorRT-LLM's, nor dumps of SGLang")
     if is_heat_file(path):
         return "isotherm"
     if names := zip_names(path):
@@ -233,6 +245,7 @@ def _detect_text(path: Path) -> FileFormat:
 
 def holds_placement_alone(path: Path, format: FileFormat) -> bool:
     """Whether a file of this format is a placement without any heat."""
+    path = located(path)
     if format == "isotherm":
         return not is_heat_file(path)
     if format == "deepseek":
@@ -240,7 +253,8 @@ def holds_placement_alone(path: Path, format: FileFormat) -> bool:
     if format == "token-ids":
         return False
     if format == "sglang":
-        return not zip_names(path) and "logical_count" not in parse_json(read_whole(path), path, "")
+        text = not path.is_dir() and not zip_names(path)
+        return text and "logical_count" not in parse_json(read_whole(path), path, "")
     return format == "vllm-ascend" or not path.is_dir()
 
 
@@ -260,6 +274,12 @@ def write_whole(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise problem(path, "", f"cannot be written: {error.strerror or error}") from error
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """The file that is meant: the sample that ships by its name, unless a file here has it too."""
+    path = Path(path)
+    return Path(__file__).with_name("sample.heat") if str(path) == SAMPLE and not path.exists() else path
 
 
 def _beside(path: Path) -> Path:

@@ -11,7 +11,7 @@ from isotherm.traces.header import HeatHeader
 from isotherm.traces.problems import problem, shortened
 from isotherm.traces.sources import NamedRows, Source
 from isotherm.traces.trace import HeatTrace
-from isotherm.window import HeatWindow
+from isotherm.window import KINDS, HeatWindow
 
 ALL_KINDS = ("all",)
 """The one kind of tokens of a file that does not tell prefill from decode."""
@@ -21,11 +21,18 @@ _FRACTION_DIGITS = 12
 
 
 def trace_of(
-    counts: Any, source: Source, *, engine: str, place: str, layer_ids: tuple[int, ...] | None = None
+    counts: Any,
+    source: Source,
+    *,
+    engine: str,
+    place: str,
+    layer_ids: tuple[int, ...] | None = None,
+    kind_T: Int64Array | None = None,
 ) -> HeatTrace:
     """The trace of counts [layers, experts], or [rows, layers, experts] with one row per forward pass.
 
-    ``layer_ids``: the file names its layers, and they are all MoE layers.
+    ``layer_ids``: the file names its layers, and they are all MoE layers. ``kind_T``: each row is all
+    prefill, 0, or all decode, 1.
 
     Raises:
         ValueError: anything but finite, non-negative numbers, or no heat at all; the message names file,
@@ -37,6 +44,7 @@ def trace_of(
     if counts_TLE.shape[0] > 1 and not used_T.all():
         notes = (f"{np.count_nonzero(~used_T)} of {len(used_T)} rows hold no heat and are left out",)
         counts_TLE = counts_TLE[used_T]
+        kind_T = None if kind_T is None else kind_T[used_T]
     whole_TLE, more_notes = _whole(counts_TLE)
     if layer_ids is None:
         named = source.name_rows(np.any(whole_TLE, axis=(0, 2), keepdims=True)[0, :, 0])
@@ -47,13 +55,14 @@ def trace_of(
             layer_ids=named.layer_ids,
             experts=whole_TLE.shape[2],
             top_k=source.top_k,
-            kinds=ALL_KINDS,
+            kinds=ALL_KINDS if kind_T is None else KINDS,
             model_layers=named.model_layers,
             engine=engine,
         )
     except ValueError as error:
         raise problem(source.path, place, str(error)) from error
-    windows = _windows(whole_TLE[:, named.rows], header, source.rows_per_window)
+    kind_T = np.zeros(len(whole_TLE), np.int64) if kind_T is None else kind_T
+    windows = _windows(whole_TLE[:, named.rows], kind_T, header, source.rows_per_window)
     return HeatTrace(header, windows, notes + more_notes + named.notes)
 
 
@@ -103,20 +112,20 @@ def _whole(counts_TLE: np.ndarray) -> tuple[Int64Array, tuple[str, ...]]:
     return scaled_TLE, (f"fractions: every count is multiplied by 10^{exponent}",)
 
 
-def _windows(counts_TLE: Int64Array, header: HeatHeader, rows_per_window: int) -> tuple[HeatWindow, ...]:
-    return tuple(
-        _window(counts_TLE[start : start + rows_per_window], start, header)
-        for start in range(0, len(counts_TLE), rows_per_window)
-    )
+def _windows(
+    counts_TLE: Int64Array, kind_T: Int64Array, header: HeatHeader, rows_per_window: int
+) -> tuple[HeatWindow, ...]:
+    spans = [slice(start, start + rows_per_window) for start in range(0, len(counts_TLE), rows_per_window)]
+    return tuple(_window(counts_TLE[span], kind_T[span], span.start, header) for span in spans)
 
 
-def _window(part_TLE: Int64Array, start: int, header: HeatHeader) -> HeatWindow:
-    heat_LE = part_TLE.sum(axis=0)
-    tokens = int(heat_LE.sum(axis=1).max()) // header.top_k if header.top_k else 0
+def _window(part_TLE: Int64Array, kind_T: Int64Array, start: int, header: HeatHeader) -> HeatWindow:
+    heat_KLE = np.stack([part_TLE[kind_T == kind].sum(axis=0) for kind in range(len(header.kinds))])
+    tokens_K = heat_KLE.sum(axis=2).max(axis=1) // header.top_k if header.top_k else np.zeros(len(heat_KLE))
     return HeatWindow(
-        heat_KSLE=heat_LE[None, None],
+        heat_KSLE=heat_KLE[:, None],
         slot_load_LGS=None,
         slice_steps=(start, start + len(part_TLE)),
-        tokens_K=np.array([tokens]),
+        tokens_K=tokens_K.astype(np.int64),
         layer_ids=header.layer_ids,
     )
