@@ -148,8 +148,8 @@ def test_per_token_dumps_tell_prefill_from_decode_unless_passes_mix_them(tmp_pat
     expected_KLE = np.zeros((2, len(LAYERS), EXPERTS), int)
     for number, ids_LTK in enumerate(ids):
         for layer, token, pick in np.ndindex(ids_LTK.shape):
-            if ids_LTK[layer, token, pick] >= 0:
-                expected_KLE[modes[number] % 2 == 0, layer, map_LP[layer, ids_LTK[layer, token, pick]]] += 1
+            slot, kind = ids_LTK[layer, token, pick], 1 - modes[number] % 2
+            expected_KLE[kind, layer, map_LP[layer, slot]] += slot >= 0
     if mixed:
         assert trace.header.kinds == ("all",)
         assert sum(window.heat_LE.sum() for window in trace) == counts.sum()
