@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -112,6 +114,42 @@ class Move:
     expert: int
 
 
+class Refill(NamedTuple):
+    """A slot that is retired and then filled: ``slot`` of a layer, counted as in `Move`, receives ``expert``
+    from slot ``source``."""
+
+    layer: int
+    slot: int
+    expert: int
+    source: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rounds:
+    """How a plan's moves are carried out one after the other.
+
+    The slots of a round are retired together, filled together, and published together, which may retire those
+    of the next. Each expert keeps a live replica throughout, and each source is live. A swap of two single
+    experts travels through a redundant slot, so there may be more refills than moves. Iterating gives a
+    tuple of `Refill` for each round.
+
+    ``refills_N5`` is int64 [refills, 5], read-only: round, layer, slot, expert, source, by ascending round.
+    """
+
+    refills_N5: Int64Array = field(default_factory=lambda: np.empty((0, 5), np.int64))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "refills_N5", frozen(self.refills_N5, np.int64))
+
+    def __len__(self) -> int:
+        return int(self.refills_N5[-1, 0]) + 1 if len(self.refills_N5) else 0
+
+    def __iter__(self) -> Iterator[tuple[Refill, ...]]:
+        borders = np.searchsorted(self.refills_N5[:, 0], np.arange(len(self) + 1))
+        for first, last in pairwise(borders):
+            yield tuple(Refill(*row) for row in self.refills_N5[first:last, 1:].tolist())
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A new placement with its shares and its price. Doing nothing is a plan too.
@@ -125,6 +163,7 @@ class Plan:
         bound: float64 [layers], no placement and shares for this topology do better.
         reason: in words, why this plan and no other.
         layer_ids: the model's own numbers of the layers.
+        rounds: the moves as rounds of slots to retire and fill, all but those of ``step_word_layers``.
     """
 
     placement: Placement
@@ -134,11 +173,18 @@ class Plan:
     bound: FloatArray
     reason: str
     layer_ids: tuple[int, ...]
+    rounds: Rounds = field(default_factory=Rounds)
 
     def __post_init__(self) -> None:
         check_shares(self.placement, self.shares)
         for name in ("shares", "imbalance", "bound"):
             object.__setattr__(self, name, frozen(getattr(self, name), np.float64))
+
+    @property
+    def step_word_layers(self) -> tuple[int, ...]:
+        """The layers, counted as in `Move`, whose moves no rounds can carry out: all ranks must take them up
+        in the same step, which the engine agrees on."""
+        return tuple(sorted({move.layer for move in self.moves} - set(self.rounds.refills_N5[:, 1].tolist())))
 
     def to_bytes(self) -> bytes:
         """The plan as bytes (an npz archive, no pickle), the same for equal plans."""
@@ -154,6 +200,7 @@ class Plan:
             "moves": np.array([(m.layer, m.slot, m.expert) for m in self.moves], np.int64),
             "imbalance": self.imbalance,
             "bound": self.bound,
+            "refills": self.rounds.refills_N5,
             "meta": np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8),
         }
         np.savez(buffer, **arrays)
@@ -173,6 +220,7 @@ class Plan:
                 bound=arrays["bound"],
                 reason=meta["reason"],
                 layer_ids=tuple(meta["layer_ids"]),
+                rounds=Rounds(arrays["refills"]),
             )
 
 

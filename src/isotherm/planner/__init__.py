@@ -2,13 +2,16 @@
 
 from isotherm.planner.assemble import make_plan
 from isotherm.planner.bounds import imbalance_bound
+from isotherm.planner.dispatch import Engine
 from isotherm.planner.offline import plan
 from isotherm.planner.registry import Policy, get_policy, policies
 from isotherm.planner.request import PlanRequest
+from isotherm.planner.rounds import transient_imbalance
 from isotherm.planner.shares import balanced_shares
 from isotherm.planner.warm import warm_up
 
 __all__ = [
+    "Engine",
     "PlanRequest",
     "Policy",
     "balanced_shares",
@@ -17,5 +20,6 @@ __all__ = [
     "make_plan",
     "plan",
     "policies",
+    "transient_imbalance",
     "warm_up",
 ]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from isotherm.arrays import BoolArray, FloatArray
+from isotherm.arrays import BoolArray
 from isotherm.errors import PlanRefusedError
 from isotherm.placement import EMPTY, Move, Placement, Plan, rank_loads
 from isotherm.planner.align import keep_places
 from isotherm.planner.baselines import start_of
 from isotherm.planner.bounds import imbalance_bound
-from isotherm.planner.dispatch import rule_of, served_shares, source_parts
+from isotherm.planner.dispatch import rule_of
 from isotherm.planner.registry import get_policy
 from isotherm.planner.request import PlanRequest
-from isotherm.planner.shares import balanced_shares
+from isotherm.planner.rounds import order_rounds
+from isotherm.planner.settle import settled_shares
 from isotherm.window import layer_imbalance, overall_imbalance
 
 
@@ -36,7 +37,7 @@ def make_plan(
         placement = _checked(answer(request), request, policy)
         if request.current is not None and request.max_moves is not None:
             placement = _within(request, request.current, placement, request.max_moves)
-    shares_LP = _shares(request, placement)
+    shares_LP = settled_shares(request, placement)
     load_LG = rank_loads(request.heat_LE, placement, shares_LP, request.topology)
     moves = () if request.current is None else _moves(request.current, placement)
     return Plan(
@@ -47,6 +48,7 @@ def make_plan(
         bound=imbalance_bound(request.heat_LE, request.topology),
         reason=_reason(request, start, overall_imbalance(load_LG), len(moves)),
         layer_ids=tuple(range(request.layers)) if layer_ids is None else layer_ids,
+        rounds=order_rounds(request, placement),
     )
 
 
@@ -101,23 +103,13 @@ def twice_on_rank(placement: Placement, ranks: int) -> BoolArray:
     return twice_LP
 
 
-def _shares(request: PlanRequest, placement: Placement) -> FloatArray:
-    split = rule_of(request.engine).split
-    if split is not None:
-        source_LEN = source_parts(request.source_heat_NLE, request.heat_LE.shape, request.topology.nodes)
-        return served_shares(placement, request.topology, split, source_LEN)
-    if request.shares == "even":
-        return placement.even_shares()
-    return balanced_shares(request.heat_LE, placement, request.topology)
-
-
 def _within(request: PlanRequest, current: Placement, goal: Placement, max_moves: int) -> Placement:
     """As many layers of ``goal`` as the budget allows, those first that gain most per move."""
     moves_L = (goal.slot_to_expert != current.slot_to_expert).sum(axis=1)
     if moves_L.sum() <= max_moves:
         return goal
     peaks = [
-        rank_loads(request.heat_LE, each, _shares(request, each), request.topology).max(axis=1)
+        rank_loads(request.heat_LE, each, settled_shares(request, each), request.topology).max(axis=1)
         for each in (current, goal)
     ]
     gain_L = (peaks[0] - peaks[1]) / np.maximum(moves_L, 1)
@@ -144,6 +136,6 @@ def _reason(request: PlanRequest, start: Placement, planned: float, moves: int) 
         return f"a first placement: imbalance {planned:.3f}"
     if not moves:
         return f"nothing to move: imbalance {planned:.3f}, and no move lowers it enough"
-    shares_LP = _shares(request, start)
+    shares_LP = settled_shares(request, start)
     as_is = overall_imbalance(rank_loads(request.heat_LE, start, shares_LP, request.topology))
     return f"{moves} moves: imbalance {as_is:.3f} to {planned:.3f}"

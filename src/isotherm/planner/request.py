@@ -17,6 +17,9 @@ ShareRule = Literal["balanced", "even"]
 evenly, as engines do whose dispatch knows no shares."""
 
 
+Dispatch = Literal["sender", "replicated"]
+
+
 @dataclass(frozen=True, eq=False)
 class PlanRequest:
     """A question to the planner.
@@ -35,6 +38,9 @@ class PlanRequest:
         engine: who will route by the plan, and so how it is served, and what may not be in it.
         source_heat_NLE: float64 [nodes, layers, experts], heat by the node that its tokens come from; None:
             equally many from each.
+        dispatch: ``"sender"`` where the rank that owns a token decides its slot, so that ranks may hold
+            different tables for a while; ``"replicated"`` where every rank maps every token.
+        slots_per_round: how many slots may be retired at once, over all layers.
 
     Raises:
         ValueError: heat that is negative, not finite or of another shape, or sizes that do not fit
@@ -52,6 +58,8 @@ class PlanRequest:
     heat_SLE: FloatArray | None = None
     engine: Engine = "isotherm"
     source_heat_NLE: FloatArray | None = None
+    dispatch: Dispatch = "sender"
+    slots_per_round: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat_LE", _checked_heat(self.heat_LE))
@@ -75,6 +83,10 @@ class PlanRequest:
                 f"groups={self.groups} do not divide experts={self.experts}: give the number of "
                 "expert groups of the model's router"
             )
+        if self.dispatch not in get_args(Dispatch):
+            raise ValueError(f"dispatch={self.dispatch!r} is unknown: choose 'sender' or 'replicated'")
+        if self.slots_per_round < 1:
+            raise ValueError(f"slots_per_round={self.slots_per_round} is below 1: nothing could be retired")
         if self.threads < 1:
             raise ValueError(f"threads={self.threads} is below 1: give the number of cores to use")
         self._check_current()
