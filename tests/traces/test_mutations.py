@@ -65,6 +65,11 @@ def statistics_folder(path: Path) -> None:
     (path / "meta_info.json").write_text('{"num_experts": 4, "num_experts_per_token": 2}')
 
 
+def folder_of_dumps(path: Path) -> None:
+    path.mkdir()
+    per_pass_file(path / "expert_distribution_recorder_1.5_0.pt")
+
+
 def placement_file(format: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         write_placement(a_placement(), path, format=format, ranks=4, model_layers=3)
@@ -74,7 +79,8 @@ def placement_file(format: str) -> Callable[[Path], None]:
 
 MAKERS = {
     **{maker.__name__: maker for maker in (
-        heat_file, torch_file, per_pass_file, json_file, npy_file, npz_file, ids_file, statistics_folder)},
+        heat_file, torch_file, per_pass_file, json_file, npy_file, npz_file, ids_file, statistics_folder,
+        folder_of_dumps)},
     **{format: placement_file(format)
        for format in ("isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek")},
 }  # fmt: skip
@@ -117,7 +123,7 @@ CHANGES = st.lists(
 def test_damage_is_read_or_refused_by_name(tmp_path_factory, name: str, changes) -> None:
     path = tmp_path_factory.mktemp("damaged") / "some"
     MAKERS[name](path)
-    target = path / "rank0.safetensors" if path.is_dir() else path
+    target = next(each for each in path.iterdir() if each.suffix != ".json") if path.is_dir() else path
     target.write_bytes(mutate(target.read_bytes(), changes))
     for read in (read_heat, read_placement):
         said = str(path)
@@ -132,3 +138,26 @@ def test_damage_is_read_or_refused_by_name(tmp_path_factory, name: str, changes)
                 said = str(error)
         assert said.startswith(str(path)), said
     shutil.rmtree(path.parent)
+
+
+def changed_header(path: Path, change: Callable[[dict], None]) -> None:
+    """The first window of a heat file, its header changed and its length right again."""
+    data = path.read_bytes()
+    first = 8 + int.from_bytes(data[:8], "little")
+    length = int.from_bytes(data[first : first + 8], "little")
+    header = json.loads(data[first + 8 : first + 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    rest = data[first + 8 + length :]
+    path.write_bytes(data[:first] + len(text).to_bytes(8, "little") + text + rest)
+
+
+@pytest.mark.parametrize("dtype", [[], {}, None, 1, "", "I65"])
+def test_a_dtype_that_is_none_is_refused(tmp_path: Path, dtype) -> None:
+    """Found by fuzz_readers.py: a list for a dtype ended in a TypeError."""
+    path = tmp_path / "some"
+    with HeatWriter(path, HEADER) as writer:
+        writer.append(a_window(0))
+    changed_header(path, lambda header: header["heat_KSLE"].update(dtype=dtype))
+    with pytest.raises(ValueError, match=r"some: byte \d+, array 'heat_KSLE': dtype .* is none of"):
+        read_heat(path)

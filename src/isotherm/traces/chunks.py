@@ -113,7 +113,7 @@ def _checked_entry(name: str, entry: Any, path: Path, place: str) -> Entry:
         dtype = entry["dtype"]
     except (KeyError, TypeError, ValueError) as error:
         raise problem(path, place, "must have dtype, shape and data_offsets") from error
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise problem(path, place, f"dtype {shortened(dtype)} is none of {', '.join(_DTYPES)}")
     numbers = (*shape, begin, end)
     if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
