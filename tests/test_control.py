@@ -85,27 +85,52 @@ class Failing(Recorder):
         raise RuntimeError("broken")
 
 
-def test_a_failure_is_told_to_every_rank_and_nobody_acts_any_more(caplog):
+def test_a_failure_is_told_to_every_rank_and_its_participant_rests_on_all(caplog):
     links = memory_links(3)
     heard = [[] for _ in links]
     pairs = [(Failing(0) if link.rank == 1 else Recorder(0), Recorder(1)) for link in links]
     hearts = [
-        Heartbeat(link, pair, interval_seconds=1, on_failure=box.append)
+        Heartbeat(
+            link, pair, interval_seconds=1, on_failure=lambda name, error, box=box: box.append((name, error))
+        )
         for link, pair, box in zip(links, pairs, heard, strict=True)
     ]
     assert beat_all(hearts) == [True] * 3
-    assert [len(box) for box in heard] == [0, 1, 0]  # the others hear of it in the next round
-    for _ in range(3):
+    assert [len(box) for box in heard] == [0, 0, 0]  # all hear of it in the next round
+    acted = []
+    for _ in range(10):
         assert beat_all(hearts) == [True] * 3
-    assert [len(recorder.seen) for pair in pairs for recorder in pair] == [1] * 6
-    assert [type(error) for (error,) in heard] == [PeerFailedError, RuntimeError, PeerFailedError]
-    assert "rank 1 failed" in str(heard[0][0])
-    assert caplog.text.count("Failing of rank 1 failed") == 1
-    assert caplog.text.count("isotherm: rank 1 failed") == 3  # once on each rank
+        assert len({(len(a.seen), len(b.seen)) for a, b in pairs}) == 1
+        acted.append(len(pairs[0][0].seen))
+    # It fails in rounds 0, 3, 8: rests of 2, 4, ... rounds, each begun in the round that told of it.
+    assert acted == [1, 1, 2, 2, 2, 2, 2, 3, 3, 3]
+    assert len(pairs[0][1].seen) == 11  # the other participant acted in every round
+    kinds = [[type(error) for _, error in box] for box in heard]
+    assert kinds == [[PeerFailedError] * 3, [RuntimeError] * 3, [PeerFailedError] * 3]
+    assert "rank 1 failed" in str(heard[0][0][1])
+    assert caplog.text.count("Failing of rank 1 failed; the other ranks are told") == 1
+    assert caplog.text.count("of rank 1 failed: it rests") == 3  # once on each rank
     assert links[0].calls == links[1].calls == links[2].calls
     for heart in hearts:
         heart.close(1)
     assert beat_all(hearts) == [False] * 3
+
+
+def test_a_participant_that_acted_long_enough_is_trusted_again():
+    class FailsTwice(Recorder):
+        def act(self, headers_GW, link):
+            super().act(headers_GW, link)
+            if len(self.seen) in (1, 8):
+                raise RuntimeError("broken")
+
+    (link,) = memory_links(1)
+    recorder = FailsTwice(0)
+    heart = Heartbeat(link, [recorder], interval_seconds=1)
+    acted = []
+    for _ in range(14):
+        heart.beat()
+        acted.append(len(recorder.seen))
+    assert acted == [1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 9, 10]  # both rests are the shortest
 
 
 @pytest.mark.parametrize("words", [RuntimeError, (1, 2, 3)])
@@ -120,12 +145,13 @@ def test_a_header_that_fails_is_told_in_its_own_round(words):
     pairs = [(Broken(0) if link.rank == 0 else Recorder(0), Recorder(1)) for link in links]
     heard = [[] for _ in links]
     hearts = [
-        Heartbeat(link, pair, interval_seconds=1, on_failure=box.append)
+        Heartbeat(link, pair, interval_seconds=1, on_failure=lambda name, error, box=box: box.append(name))
         for link, pair, box in zip(links, pairs, heard, strict=True)
     ]
-    assert beat_all(hearts) == [True] * 2
-    assert not any(recorder.seen for pair in pairs for recorder in pair)
-    assert [len(box) for box in heard] == [1, 1]
+    for _ in range(5):
+        assert beat_all(hearts) == [True] * 2
+    assert [[len(recorder.seen) for recorder in pair] for pair in pairs] == [[0, 5]] * 2
+    assert heard == [["Broken"], ["Recorder"]]  # told once, though it goes on failing
 
 
 def test_headers_are_asked_for_after_a_failure_too():
@@ -143,7 +169,7 @@ def test_headers_are_asked_for_after_a_failure_too():
     heart = Heartbeat(link, [Failing(0), asked], interval_seconds=1)
     for _ in range(5):
         heart.beat()
-    assert (asked.asked, len(asked.seen)) == (5, 1)
+    assert (asked.asked, len(asked.seen)) == (5, 5)
 
 
 def test_a_broken_link_ends_the_heartbeat_and_says_so(caplog):
@@ -154,7 +180,7 @@ def test_a_broken_link_ends_the_heartbeat_and_says_so(caplog):
             raise LinkError("a rank has died")
 
     (link,) = memory_links(1)
-    heart = Heartbeat(link, [Broken(0)], interval_seconds=0.001, on_failure=failed.append)
+    heart = Heartbeat(link, [Broken(0)], interval_seconds=0.001, on_lost=failed.append)
     heart.start()
     heart._thread.join(10)
     assert not heart._thread.is_alive()
@@ -328,35 +354,103 @@ def test_equal_steps_say_nothing_when_closing(caplog):
     assert not caplog.records
 
 
+class Announced:
+    """Ranks with an announcer each, whose digests can be told to differ."""
+
+    def __init__(self, ranks, digests=None):
+        self.links = memory_links(ranks)
+        self.heard = [[] for _ in self.links]
+        self.refused = [[] for _ in self.links]
+        digests = digests or [digest] * ranks
+        self.announcers = [
+            Announcer(*each)
+            for each in zip(digests, self.appends(self.heard), self.appends(self.refused), strict=True)
+        ]
+        self.hearts = [
+            Heartbeat(link, [announcer], interval_seconds=1)
+            for link, announcer in zip(self.links, self.announcers, strict=True)
+        ]
+
+    @staticmethod
+    def appends(boxes):
+        return [box.append for box in boxes]
+
+    def beat(self, rounds=1):
+        for _ in range(rounds):
+            assert beat_all(self.hearts) == [True] * len(self.hearts)
+        calls = [link.calls for link in self.links]
+        assert all(each == calls[0] for each in calls)
+
+
 def test_an_announcement_reaches_every_rank_once_in_the_same_round():
-    links = memory_links(3)
-    heard = [[] for _ in links]
-    announcers = [Announcer(digest, box.append) for box in heard]
-    hearts = [
-        Heartbeat(link, [announcer], interval_seconds=1)
-        for link, announcer in zip(links, announcers, strict=True)
-    ]
-    in_threads([heart.beat for heart in hearts])
-    announcers[0].announce(b"new tables")
-    for _ in range(2):
-        in_threads([heart.beat for heart in hearts])
-    assert heard == [[b"new tables"]] * 3
+    ranks = Announced(3)
+    ranks.beat()
+    ranks.announcers[0].announce(b"new tables")
+    ranks.beat()
+    assert ranks.heard == [[]] * 3  # not before every rank has said that it has these bytes
+    ranks.announcers[0].announce(b"newer")
+    ranks.beat()
+    assert ranks.heard == [[b"new tables"]] * 3
+    ranks.beat(3)
+    assert ranks.heard == [[b"new tables", b"newer"]] * 3
+    assert ranks.refused == [[]] * 3
 
 
-def test_other_bytes_than_announced_are_a_failure_on_every_rank():
-    links = memory_links(2)
-    heard = [[] for _ in links]
-    announcers = [Announcer(lambda data: 7, print), Announcer(lambda data: 8, print)]
-    announcers[0].announce(b"plan")
-    hearts = [
-        Heartbeat(link, [announcer], interval_seconds=1, on_failure=box.append)
-        for link, announcer, box in zip(links, announcers, heard, strict=True)
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_other_bytes_than_announced_are_taken_by_nobody(rank):
+    digests = [digest] * 3
+    digests[rank] = lambda data: 8
+    ranks = Announced(3, digests)
+    ranks.announcers[0].announce(b"plan")
+    ranks.beat(4)
+    assert ranks.heard == [[]] * 3
+    wrong = (1, 2) if rank == 0 else (rank,)  # what rank 0 told is what the others find wrong
+    assert ranks.refused == [[wrong]] * 3
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_what_is_called_off_is_taken_by_nobody(rounds):
+    ranks = Announced(2)
+    ranks.announcers[0].announce(b"plan")
+    ranks.beat(rounds)
+    for announcer in ranks.announcers:
+        announcer.call_off()
+    ranks.announcers[0].announce(b"another")
+    ranks.beat(3)
+    taken = [b"plan", b"another"] if rounds == 2 else [b"another"]
+    assert (ranks.heard, ranks.refused) == ([taken] * 2, [[], []])
+
+
+class CallsOff:
+    """Calls off in the middle of a round, before the announcer acts."""
+
+    header_words = 1
+
+    def __init__(self, announcer, at):
+        self.announcer, self.left = announcer, at
+
+    def header(self):
+        return (0,)
+
+    def act(self, headers_GW, link):
+        self.left -= 1
+        if self.left == 0:
+            self.announcer.call_off()
+        return False
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_what_is_called_off_in_the_middle_of_its_round_is_called_for_all_the_same(at):
+    ranks = Announced(2)
+    ranks.hearts = [
+        Heartbeat(link, [CallsOff(announcer, at), announcer], interval_seconds=1)
+        for link, announcer in zip(ranks.links, ranks.announcers, strict=True)
     ]
-    for _ in range(2):
-        assert beat_all(hearts) == [True, True]
-    assert isinstance(heard[0][0], PeerFailedError)
-    assert isinstance(heard[1][0], ProtocolError)
-    assert "digest" in str(heard[1][0])
+    ranks.announcers[0].announce(b"plan")
+    ranks.beat(2)
+    ranks.announcers[0].announce(b"another")
+    ranks.beat(3)
+    assert (ranks.heard, ranks.refused) == ([[b"another"]] * 2, [[], []])
 
 
 def test_a_plan_that_cannot_be_read_is_a_failure_and_no_hang():
@@ -365,10 +459,12 @@ def test_a_plan_that_cannot_be_read_is_a_failure_and_no_hang():
 
     links = memory_links(2)
     heard = [[] for _ in links]
-    announcers = [Announcer(digest, refuse if link.rank == 0 else print) for link in links]
+    announcers = [Announcer(digest, refuse if link.rank == 0 else print, print) for link in links]
     announcers[0].announce(b"plan")
     hearts = [
-        Heartbeat(link, [announcer], interval_seconds=1, on_failure=box.append)
+        Heartbeat(
+            link, [announcer], interval_seconds=1, on_failure=lambda name, error, box=box: box.append(error)
+        )
         for link, announcer, box in zip(links, announcers, heard, strict=True)
     ]
     for _ in range(3):

@@ -73,7 +73,7 @@ def test_a_participant_that_looks_at_its_own_state_is_caught():
     links = memory_links(2)
     heard = [[] for _ in links]
     hearts = [
-        Heartbeat(link, [LooksAtItself()], interval_seconds=0.001, on_failure=box.append)
+        Heartbeat(link, [LooksAtItself()], interval_seconds=0.001, on_lost=box.append)
         for link, box in zip(links, heard, strict=True)
     ]
     for heart in hearts:
@@ -152,7 +152,7 @@ def lose_a_rank(rank):
     """Rank 2 dies without a word; what the others are told, and how long closing takes them."""
     heard = []
     heart = Heartbeat(
-        GroupLink(dist.new_group(backend="gloo")), [], interval_seconds=0.005, on_failure=heard.append
+        GroupLink(dist.new_group(backend="gloo")), [], interval_seconds=0.005, on_lost=heard.append
     )
     heart.start()
     while heart.rounds < 5:

@@ -1,12 +1,13 @@
 """The hall where heat, planner, mover, router and engine meet.
 
-Three threads, each owning what it writes:
+Four threads, each owning what it writes:
 
 - the *engine's* thread begins and ends steps and routes. It counts, takes snapshots, and between two
   steps puts the newest tables in force. It never waits.
 - the *heartbeat's* thread makes rounds: it turns snapshots into windows, delivers plans, advances the
-  ledger, carries weights, and leaves new tables for the engine's thread to pick up.
-- the *planner's* thread, on rank 0 alone, runs the mind on a window and announces its plan.
+  ledger, keeps the state, and leaves new tables for the engine's thread to pick up.
+- the *planner's* thread, on rank 0 alone, runs the mind on a window.
+- the *carrier's* thread carries weights into dead slots.
 
 What passes between them is an immutable object stored in one attribute, or handed over.
 """
@@ -14,6 +15,7 @@ What passes between them is an immutable object stored in one attribute, or hand
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -24,20 +26,43 @@ import torch.distributed as dist
 from isotherm import planner, router
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import MODES, Config, Mode
-from isotherm.control import Announcer, GroupLink, Heartbeat, Link, Span, check_peers, no_span
+from isotherm.control import (
+    Announcer,
+    GroupLink,
+    Heartbeat,
+    Limits,
+    Link,
+    PlanDesk,
+    PlanLog,
+    Promise,
+    Seen,
+    Span,
+    Watch,
+    check_peers,
+    no_span,
+)
 from isotherm.decide import Decision, Past, make_decision
 from isotherm.decide import State as Mind
-from isotherm.errors import IsothermError
 from isotherm.forward import ForwardPath, check_tokens
 from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
-from isotherm.mover import ExpertWeights, HostTransport, Ledger, Mover, Phase, Rules, Transport, Weights
+from isotherm.mover import (
+    Carrier,
+    ExpertWeights,
+    HostTransport,
+    Ledger,
+    Mover,
+    Phase,
+    Rules,
+    Transport,
+    Weights,
+)
 from isotherm.numbers import Number
 from isotherm.placement import Placement, Plan, digest
 from isotherm.router import Router, RoutingTables, TableShelf
 from isotherm.status import Memory, State, Statistics, TablesInForce
-from isotherm.streams import Backend, backend_for, count_wait, forward_path, forward_waits
+from isotherm.streams import Backend, Stream, backend_for, count_wait, forward_path, forward_waits
 from isotherm.topology import MoEShape, Topology
-from isotherm.window import HeatWindow, overall_imbalance
+from isotherm.window import HeatWindow, ImbalanceSummary
 
 logger = logging.getLogger("isotherm")
 
@@ -59,6 +84,7 @@ class Balancer:
         inline: make the rounds and the plans on the calling thread at the end of each step: the oracle
             of the tests, and the A/B. The forward pass then waits, and `Statistics.waits` says so.
         transport: makes what carries the weights.
+        limits: deadlines, and the pause after a failure; None: those that fit the window.
         span: opens spans of a timeline.
 
     Every rank makes the same steps, dummy ones included::
@@ -67,7 +93,8 @@ class Balancer:
             slots = balancer.route(layer, expert_ids)
 
     Building it blocks until every rank has built its own. Afterwards nothing here makes the engine's
-    thread or stream wait. When anything of ours fails the engine goes on with what is published.
+    thread or stream wait. When anything of ours fails the engine goes on with what is published, and
+    balancing is tried again by itself; docs/failures.md has a table.
 
     Raises:
         ValueError: sizes that do not fit together; the message names them.
@@ -88,6 +115,7 @@ class Balancer:
         backend: Backend | None = None,
         inline: bool = False,
         transport: Callable[[ExpertWeights, Topology, Backend], Transport] = HostTransport,
+        limits: Limits | None = None,
         span: Span = no_span,
     ) -> None:
         topology.check_holds(shape.experts)
@@ -99,8 +127,10 @@ class Balancer:
         self._check_fit(placement)
         planner.get_policy(self.config.policy)
         self._backend = backend or backend_for(device or _device_of(weights))
-        self._make_rooms(Ledger.start(placement, placement.even_shares()), weights, transport, micro_batches)
         self._make_state()
+        start = Ledger.start(placement, placement.even_shares())
+        self._make_rooms(start, weights, transport, micro_batches)
+        self._make_control(limits)
         router.warm_up()
         planner.warm_up()
         self._check_peers(placement)
@@ -140,27 +170,50 @@ class Balancer:
             self._collector, self._router, self._shelf, self._backend, self.config.mode
         )
         self._mover = self._make_mover(start, weights, transport)
-        self._announcer = Announcer(digest, self._on_plan)
+
+    def _make_control(self, limits: Limits | None) -> None:
+        steps_per_move = -(-self._bytes_per_expert // self.config.move_bytes_per_step)
+        self._watch = Watch(
+            limits or Limits.of_window(self.config.window_steps, steps_per_move=steps_per_move),
+            rank=self._link.rank,
+            step=lambda: self._collector.step,
+            call_off=self._call_off,
+            on_round=self._on_round,
+        )
+        self._announcer = Announcer(digest, self._on_plan, self._on_refusal)
+        self._desk = PlanDesk(
+            self._host_stream("planner"),
+            self._take_decision,
+            announce=self._announcer.announce,
+            on_begun=lambda: self._watch.see(Seen.PLANNING),
+            on_ended=lambda: self._watch.see(Seen.DECIDED),
+            on_failed=lambda: self._watch.fail("planner_raised", "rank 0 could not plan"),
+            poke=lambda: self._heartbeat.poke(),
+        )
         self._heartbeat = Heartbeat(
             self._link,
-            [self._collector.gather, self._announcer, self._mover],
+            [self._watch, self._collector.gather, self._desk, self._announcer, self._mover],
             interval_seconds=self.config.heartbeat_seconds,
             step=lambda: self._collector.step,
             lag_steps=4 * self.config.window_steps,
             span=self._span,
-            on_failure=self._on_failure,
+            on_failure=lambda name, error: self._watch.fail("room_failed", f"{name}: {error}"),
+            on_lost=lambda error: self._watch.lose(),
         )
+
+    def _host_stream(self, name: str) -> Callable[[], Stream]:
+        """Makes streams of the host; the caller's own where everything is done in line."""
         host = backend_for("cpu")
-        self._planner = host.main_stream() if self._inline else host.side_stream("planner")
+        return host.main_stream if self._inline else lambda: host.side_stream(name)
 
     def _make_state(self) -> None:
-        self._planning = False
-        self._degraded = False
-        self._failures = 0
         self._windows = 0
         self._plans = 0
-        self._imbalance: float | None = None
+        self._imbalance: ImbalanceSummary | None = None
+        self._window: HeatWindow | None = None
         self._heat_LE: Int64Array | None = None
+        self._is_asked_for = False
+        self._plan_log = PlanLog()
         self._past = Past()
         self._window_callback: Callable[[HeatWindow], None] | None = None
         self._decision_callback: Callable[[Decision], None] | None = None
@@ -239,25 +292,85 @@ class Balancer:
 
     # -- the heartbeat's thread ----------------------------------------------------------------------
 
+    def _on_round(self) -> None:
+        """Plans at once where somebody asked for it, degraded or not."""
+        window = self._window
+        if self._is_asked_for and window is not None and self._watch.life.state is not State.MOVING:
+            self._is_asked_for = False
+            self._begin_planning(window)
+
     def _on_window(self, window: HeatWindow) -> None:
         self._windows += 1
-        self._imbalance = overall_imbalance(window.load_LG)
+        self._imbalance = ImbalanceSummary.of(window.load_LG, window.layer_ids)
+        self._plan_log.see_window(window.start_step, window.end_step, self._imbalance.overall)
+        self._window = window
         self._heat_LE = window.heat_LE
-        if self._link.rank == 0 and not self._planning:
-            self._planning = True
-            ledger = self._mover.ledger
-            self._planner.submit(lambda: self._plan(window, ledger))
+        self._watch.note_progress()
+        if self._watch.life.state is State.OBSERVING:
+            self._begin_planning(window)
         if self._window_callback is not None:
             self._window_callback(window)
 
+    def _begin_planning(self, window: HeatWindow) -> None:
+        if self._link.rank != 0 or not self._desk.is_free:
+            return
+        ledger = self._mover.ledger
+        self._desk.begin(lambda: self._plan(window, ledger))
+
+    def _take_decision(self, made: tuple[Mind, Decision, Ledger]) -> bytes | None:
+        """What an attempt that was not called off decided, on rank 0: the plan to announce, or None."""
+        mind, decision, ledger = made
+        self._past = mind.past
+        if self._decision_callback is not None:
+            self._decision_callback(decision)
+        logger.debug("isotherm: step %d: %s", decision.step, decision.reason)
+        if decision.plan is None or self._forward.mode not in ("shares", "full"):
+            return None
+        plan = decision.plan
+        self._plan_log.announce(
+            Promise(
+                decision.step,
+                before=decision.imbalance,
+                promised=decision.predicted,
+                moves=len(plan.moves),
+                moved_bytes=len(plan.moves) * self._bytes_per_expert,
+                reason=decision.reason,
+            )
+        )
+        return ledger.identity.to_bytes(8, "little") + plan.to_bytes()
+
     def _on_plan(self, data: bytes) -> None:
         identity, plan = int.from_bytes(data[:8], "little"), Plan.from_bytes(data[8:])
-        self._planning = False
-        if identity != self._mover.ledger.identity:
+        if identity != self._mover.ledger.identity or (plan.moves and not self._mover.is_clear):
             logger.info("isotherm: a plan was made for slots that have changed since; dropped")
+            self._plan_log.call_off()
+            self._watch.see(Seen.DECIDED)
+            return
+        try:
+            self._mover.aim(plan.placement, plan.shares)
+        except ValueError as error:  # on every rank alike
+            self._watch.fail("plan_refused", str(error))
             return
         self._plans += 1
-        self._mover.aim(plan.placement, plan.shares)
+        moves = self._mover.ledger.phase is not Phase.SETTLED
+        self._watch.see(Seen.AIMED if moves else Seen.DECIDED)
+        self._plan_log.accept(self._collector.step, is_settled=not moves)
+
+    def _on_refusal(self, ranks: tuple[int, ...]) -> None:
+        named = ", ".join(map(str, ranks))
+        self._watch.fail("plan_refused", f"rank {named} received another plan than rank 0 announced")
+
+    def _on_move(self, seen: Seen) -> None:
+        self._watch.see(seen)
+        if seen is Seen.SETTLED:
+            self._plan_log.settle(self._collector.step)
+
+    def _call_off(self) -> None:
+        """Gives up whatever is under way: what is published stays, and the next plan starts from what is."""
+        self._desk.call_off()
+        self._announcer.call_off()
+        self._mover.call_off()
+        self._plan_log.call_off()
 
     def _reshare(self, live: Placement) -> FloatArray:
         """The best shares while slots are retired or empty, for the newest heat: the same on every rank,
@@ -269,32 +382,13 @@ class Balancer:
     def _publish(self, ledger: Ledger) -> None:
         self._shelf.leave(ledger.epoch, self._tables_of(ledger))
 
-    def _on_failure(self, error: BaseException) -> None:
-        self._degraded = True
-        self._failures += 1
-
     # -- the planner's thread ------------------------------------------------------------------------
 
-    def _plan(self, window: HeatWindow, ledger: Ledger) -> None:
-        """Runs the mind and announces its plan. A failure is logged, and the next window tried."""
-        try:
-            with self._span("plan", "planner"):
-                mind, decision = make_decision(self._mind(ledger), window, self._collector.step)
-                self._past = mind.past
-        except (IsothermError, ValueError, ArithmeticError, LookupError, TypeError):
-            logger.exception("isotherm: planning failed; serving what is published")
-            self._failures += 1
-            self._planning = False
-            return
-        if self._decision_callback is not None:
-            self._decision_callback(decision)
-        if decision.plan is None or self._forward.mode not in ("shares", "full"):
-            logger.debug("isotherm: step %d: %s", decision.step, decision.reason)
-            self._planning = False
-            return
-        logger.info("isotherm: step %d: %s", decision.step, decision.reason)
-        self._announcer.announce(ledger.identity.to_bytes(8, "little") + decision.plan.to_bytes())
-        self._heartbeat.poke()
+    def _plan(self, window: HeatWindow, ledger: Ledger) -> tuple[Mind, Decision, Ledger]:
+        """Runs the mind. Changes nothing: what it returns may be discarded."""
+        with self._span("plan", "planner"):
+            mind, decision = make_decision(self._mind(ledger), window, self._collector.step)
+        return mind, decision, ledger
 
     def _mind(self, ledger: Ledger) -> Mind:
         return Mind(
@@ -313,11 +407,7 @@ class Balancer:
     @property
     def state(self) -> State:
         """What the balancer is doing."""
-        if self._degraded:
-            return State.DEGRADED
-        if self._mover.ledger.phase is not Phase.SETTLED:
-            return State.MOVING
-        return State.PLANNING if self._planning else State.OBSERVING
+        return self._watch.state[0]
 
     @property
     def tables_in_force(self) -> tuple[TablesInForce, ...]:
@@ -343,12 +433,19 @@ class Balancer:
             raise ValueError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}")
         self._forward.mode = mode
 
+    def rebalance(self) -> None:
+        """Plans on the newest window now, instead of at the end of the next; after a failure too, without
+        waiting for its pause to end. Whether weights move is still the mind's to decide. Call it on every
+        rank, or on rank 0. Never waits."""
+        self._is_asked_for = True
+        self._heartbeat.poke()
+
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
         """Calls ``callback`` with each window, on every rank, off the engine's thread."""
         self._window_callback = callback
 
     def on_decision(self, callback: Callable[[Decision], None]) -> None:
-        """Calls ``callback`` with each decision, on rank 0, on the planner's thread."""
+        """Calls ``callback`` with each decision, on rank 0, off the engine's thread."""
         self._decision_callback = callback
 
     @staticmethod
@@ -371,14 +468,19 @@ class Balancer:
             inline=False,
             on_device=False,
         )
-        words = HeatGather.header_words + Announcer.header_words + Mover.header_words
+        words = sum(each.header_words for each in (Watch, HeatGather, PlanDesk, Announcer, Mover))
         tables = Router.memory(shape, topology, micro_batches, device=device)
         return heat + tables + Heartbeat.memory(topology.ranks, words)
 
     def statistics(self) -> Statistics:
         """What the balancer has done so far. Never waits."""
+        state, since_step, since_seconds = self._watch.state
+        imbalance = self._imbalance
         return Statistics(
-            state=self.state,
+            state=state,
+            since_step=since_step,
+            since_seconds=since_seconds,
+            progress_seconds=self._watch.progress_seconds,
             mode=self._forward.mode,
             steps=self._collector.step,
             gathered_step=self._collector.gathered_step,
@@ -389,9 +491,12 @@ class Balancer:
             moves=self._mover.moves,
             moved_bytes=self._mover.moved_bytes,
             skipped_snapshots=self._collector.skipped_snapshots,
-            failures=self._failures,
+            failures=self._watch.failures,
             waits=forward_waits(),
-            imbalance=self._imbalance,
+            imbalance=imbalance.overall if imbalance else None,
+            imbalance_p50=imbalance.p50 if imbalance else None,
+            imbalance_p95=imbalance.p95 if imbalance else None,
+            imbalance_worst=imbalance.worst if imbalance else None,
         )
 
     def close(self, timeout_seconds: float = 30.0) -> None:
@@ -400,10 +505,10 @@ class Balancer:
         if self._closed:
             return
         self._closed = True
+        deadline = time.monotonic() + timeout_seconds
         if self._heartbeat.close(timeout_seconds):
-            self._mover.close()
-        if not self._inline:
-            self._planner.close()
+            self._mover.close(max(deadline - time.monotonic(), 0.0))
+        self._desk.close(max(deadline - time.monotonic(), 0.0))
         self._collector.close()
 
     # -- building -------------------------------------------------------------------------------------
@@ -414,24 +519,30 @@ class Balancer:
         weights: Weights | None,
         make_transport: Callable[[ExpertWeights, Topology, Backend], Transport],
     ) -> Mover:
-        transport: Transport | None = None
+        carrier: Carrier | None = None
         bytes_per_expert = 0
         if weights is not None:
             experts = ExpertWeights(
                 weights, layers=self.shape.layers, slots_per_rank=self.topology.slots_per_rank
             )
             bytes_per_expert = experts.bytes_per_expert
-            transport = make_transport(experts, self.topology, self._backend)
+            carrier = Carrier(
+                make_transport(experts, self.topology, self._backend),
+                self._host_stream("carrier")(),
+                on_end=lambda: self._heartbeat.poke(),
+            )
         self._bytes_per_expert = bytes_per_expert
-        self._movable = transport is not None and self.topology.slots > self.shape.experts
+        self._movable = carrier is not None and self.topology.slots > self.shape.experts
         return Mover(
             start,
             Rules(self.topology, self.config.moves_in_flight, self._reshare),
-            transport,
+            carrier,
             bytes_per_expert=bytes_per_expert,
             bytes_per_step=self.config.move_bytes_per_step,
             finished=self._forward.finished,
             publish=self._publish,
+            see=self._on_move,
+            fail=lambda message: self._watch.fail("transfer_failed", message),
             span=self._span,
         )
 

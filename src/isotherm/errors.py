@@ -31,7 +31,7 @@ class MissingExtraError(IsothermError, ImportError):
 
 
 class PeerFailedError(IsothermError):
-    """Something of Isotherm raised on another rank, so balancing rests on all. The message names it."""
+    """Something of Isotherm raised on another rank, and rests on all for a while. The message names it."""
 
 
 class PeerMismatchError(IsothermError):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from typing import Literal, get_args
 
 from isotherm.config import Mode
 
 
 class State(Enum):
-    """What the balancer is doing beside the engine."""
+    """What the balancer is doing beside the engine. Degraded: something failed, the engine goes on with what
+    is published, and balancing is tried again by itself (not after the link was lost)."""
 
     OBSERVING = "observing"
     PLANNING = "planning"
@@ -17,17 +19,66 @@ class State(Enum):
     DEGRADED = "degraded"
 
 
+FailureKind = Literal[
+    "planner_raised",
+    "planner_late",
+    "plan_refused",
+    "transfer_failed",
+    "transfer_late",
+    "room_failed",
+    "stalled",
+    "link_lost",
+]
+FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
+
+
+@dataclass(frozen=True)
+class Failures:
+    """How often what went wrong. docs/failures.md says of each kind what Isotherm does then."""
+
+    planner_raised: int = 0
+    planner_late: int = 0
+    plan_refused: int = 0
+    transfer_failed: int = 0
+    transfer_late: int = 0
+    room_failed: int = 0
+    stalled: int = 0
+    link_lost: int = 0
+
+    def plus(self, kind: FailureKind) -> Failures:
+        """With one more of ``kind``."""
+        return replace(self, **{kind: getattr(self, kind) + 1})
+
+    def as_dict(self) -> dict[str, int]:
+        """Every kind and its number."""
+        return asdict(self)
+
+    @property
+    def total(self) -> int:
+        return sum(self.as_dict().values())
+
+
 @dataclass(frozen=True)
 class Statistics:
     """The balancer at one moment, on this rank.
 
-    ``gathered_step`` is the step up to which heat of all ranks is known here. ``moves`` counts experts
-    moved over all ranks, ``moved_bytes`` what arrived on this one; ``waits`` counts the times that a call
-    on the forward path blocked the host, in this process. ``imbalance`` is what the last window carried,
-    None before the first.
+    Attributes:
+        state, since_step, since_seconds: what it does, and since when: by the engine's steps, and in
+            seconds since the epoch.
+        progress_seconds: when a window, a decision or a move was last completed, in seconds since the epoch.
+        gathered_step: the step up to which heat of all ranks is known here.
+        epoch: the tables that this rank routes by.
+        moves, moved_bytes: experts moved over all ranks, and what arrived on this one.
+        failures: of each kind; those that ranks tell each other are counted on every rank.
+        waits: how often a call on the forward path blocked the host, in this process.
+        imbalance: what the last window carried, over all layers; None before the first. imbalance_p50,
+            imbalance_p95, imbalance_worst: over its layers.
     """
 
     state: State
+    since_step: int
+    since_seconds: float
+    progress_seconds: float
     mode: Mode
     steps: int
     gathered_step: int
@@ -38,9 +89,12 @@ class Statistics:
     moves: int
     moved_bytes: int
     skipped_snapshots: int
-    failures: int
+    failures: Failures
     waits: int
     imbalance: float | None
+    imbalance_p50: float | None
+    imbalance_p95: float | None
+    imbalance_worst: float | None
 
 
 @dataclass(frozen=True)

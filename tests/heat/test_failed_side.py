@@ -21,7 +21,7 @@ def test_the_engine_goes_on_when_the_side_stream_has_failed(monkeypatch):
     monkeypatch.setattr(MemoryDeviceGroup, "all_reduce", BrokenGroup.all_reduce)
     (rank,) = make_ranks(1, source="received", on_device=True, backend=QueueingBackend())
     failures = []
-    rank.heartbeat._on_failure = failures.append
+    rank.heartbeat._on_failure = lambda name, error: failures.append(error)
     other = Placement(rank_content(), 4)
     for _ in range(12):
         rank.collector.count(0, torch.ones(4, dtype=torch.int64), borrowed=False)

@@ -8,19 +8,31 @@ header and act on what was gathered; they know nothing of each other.
 """
 
 from isotherm.control.announcer import Announcer
+from isotherm.control.desk import PlanDesk
 from isotherm.control.heartbeat import Heartbeat, Participant
 from isotherm.control.link import GroupLink, Link, Transfer
 from isotherm.control.peers import check_peers
+from isotherm.control.plan_log import PlanLog, Promise
 from isotherm.control.spans import Span, no_span
+from isotherm.control.states import Life, Limits, Seen, next_life
+from isotherm.control.watch import Watch
 
 __all__ = [
     "Announcer",
     "GroupLink",
     "Heartbeat",
+    "Life",
+    "Limits",
     "Link",
     "Participant",
+    "PlanDesk",
+    "PlanLog",
+    "Promise",
+    "Seen",
     "Span",
     "Transfer",
+    "Watch",
     "check_peers",
+    "next_life",
     "no_span",
 ]

@@ -41,6 +41,43 @@ class Participant(Protocol):
 _ROUND, _CLOSING, _FAILED, _POKED, _STEP = range(5)
 _BASE_WORDS = 5
 
+_LONGEST_REST = 1024
+"""Rounds that a participant rests at most, before it is tried again."""
+
+
+class _Seat:
+    """One participant, its words, and how it fares: the same on every rank, but for what failed here."""
+
+    def __init__(self, participant: Participant, number: int, first: int) -> None:
+        self.participant = participant
+        self.name = type(participant).__name__
+        self.bit = 1 << number
+        self.words = slice(first, first + participant.header_words)
+        self.error: BaseException | None = None  # raised here, and not yet told
+        self.streak = 0
+        self.rests_until = 0
+
+    def is_resting(self, round_number: int) -> bool:
+        return round_number < self.rests_until
+
+    def rest(self, round_number: int) -> None:
+        """Rests from this round on, for longer after each failure in a row. A header that fails while it
+        rests makes the rest one round longer."""
+        if self.is_resting(round_number):
+            self.rests_until += 1
+            return
+        self.streak += 1
+        self.rests_until = round_number + self._rest_rounds
+
+    def recover(self, round_number: int) -> None:
+        """Forgets its failures once it has acted for as long as it rested."""
+        if self.streak and round_number - self.rests_until > self._rest_rounds:
+            self.streak = 0
+
+    @property
+    def _rest_rounds(self) -> int:
+        return int(min(2.0**self.streak, _LONGEST_REST))
+
 
 class Heartbeat:
     """Makes rounds over ``link`` for ``participants``, in the order given.
@@ -50,18 +87,20 @@ class Heartbeat:
     each round in which no participant had anything, and no rank had been poked, doubles the pause up to
     ``idle_seconds``. All ranks read that alike, so none is left waiting for the long pause of another.
 
-    When a participant raises on one rank, that rank says so in its headers: every rank logs it once, calls
-    ``on_failure``, and no participant acts any more on any rank. Rounds go on, so all can close. When the
-    link fails, or a rank is in another round, the thread ends: it is logged once and ``on_failure``
-    called. In either case the engine goes on.
+    When a participant raises on one rank, that rank says so in its next header. In that round every rank
+    calls ``on_failure``, and the participant rests on every rank: it is asked for its header, and does not
+    act, for a number of rounds that doubles with each failure in a row. The others act as before. When the
+    link fails, or a rank is in another round, the thread ends: it is logged once and ``on_lost`` called. In
+    either case the engine goes on.
 
     Args:
         interval_seconds, idle_seconds: the shortest and the longest pause between two rounds.
         step: reads the steps that this rank has ended. Never waits.
         lag_steps: a rank further behind the foremost is named in a WARNING; 0: never.
         span: opens spans of a timeline.
-        on_failure: called once, on the thread that makes the rounds, with what was raised here, or with a
+        on_failure: called with the name of a participant that failed and what it raised here, or a
             PeerFailedError where another rank failed. Must not raise.
+        on_lost: called at the end of the thread, unless every rank had asked to close. Must not raise.
     """
 
     def __init__(
@@ -74,15 +113,20 @@ class Heartbeat:
         step: Callable[[], int] = lambda: 0,
         lag_steps: int = 0,
         span: Span = no_span,
-        on_failure: Callable[[BaseException], None] = lambda error: None,
+        on_failure: Callable[[str, BaseException], None] = lambda name, error: None,
+        on_lost: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._link = link
-        self._participants = tuple(participants)
+        self._seats: list[_Seat] = []
+        words = _BASE_WORDS
+        for number, participant in enumerate(participants):
+            self._seats.append(_Seat(participant, number, words))
+            words += participant.header_words
         self._pauses = interval_seconds, max(interval_seconds, idle_seconds)
         self._step = step
         self._span = span
         self._on_failure = on_failure
-        words = _BASE_WORDS + sum(participant.header_words for participant in self._participants)
+        self._on_lost = on_lost
         self._words_W = np.zeros(words, np.int64)
         self._headers_GW = np.zeros((link.size, words), np.int64)
         self._steps = StepWatch(lag_steps)
@@ -90,8 +134,6 @@ class Heartbeat:
         self._gate = threading.Lock()
         self._gate.acquire()
         self._closing = False
-        self._failed = False  # on this rank
-        self._resting = False  # after a failure on any rank
         self._poked = True  # since the last header
         self._quiet = False
         self._thread: threading.Thread | None = None
@@ -121,7 +163,7 @@ class Heartbeat:
         self._check_rounds(headers_GW[:, _ROUND])
         self._read_failures(headers_GW[:, _FAILED])
         self._steps.see(headers_GW[:, _STEP])
-        busy = not self._resting and self._act()
+        busy = self._act()
         self._quiet = not (busy or headers_GW[:, _POKED].any())
         self.rounds += 1
         if not headers_GW[:, _CLOSING].all():
@@ -170,8 +212,7 @@ class Heartbeat:
                 self._poked = self._gate.acquire(timeout=0 if self._closing else pause)
         except BaseException as error:
             logger.exception("isotherm: the heartbeat of rank %d stopped", self._link.rank)
-            if not (self._failed or self._resting):
-                self._on_failure(error)
+            self._on_lost(error)
 
     def _fill_header(self) -> None:
         # Closing is read before the step: a rank that has asked to close ends no more steps.
@@ -179,53 +220,53 @@ class Heartbeat:
         self._words_W[_STEP] = self._step()
         self._words_W[_ROUND] = self.rounds
         self._words_W[_POKED] = self._poked
-        first = _BASE_WORDS
-        for participant in self._participants:
-            behind = first + participant.header_words
+        for seat in self._seats:
             try:
-                self._words_W[first:behind] = participant.header()
+                self._words_W[seat.words] = seat.participant.header()
             except Exception as error:
-                self._fail(participant, error)
-            first = behind
-        self._words_W[_FAILED] = self._failed
+                self._fail(seat, error)
+        self._words_W[_FAILED] = sum(seat.bit for seat in self._seats if seat.error is not None)
 
     def _act(self) -> bool:
-        """Every participant acts, after one that raised too: on the other ranks they do."""
+        """All that do not rest act, those behind one that raised too: on the other ranks they do."""
         busy = False
-        first = _BASE_WORDS
-        for participant in self._participants:
-            behind = first + participant.header_words
+        for seat in self._seats:
+            if seat.is_resting(self.rounds):
+                continue
+            seat.recover(self.rounds)
             try:
-                busy |= bool(participant.act(self._headers_GW[:, first:behind], self._link))
+                busy |= bool(seat.participant.act(self._headers_GW[:, seat.words], self._link))
             except LinkError:
                 raise
             except Exception as error:
-                self._fail(participant, error)
-            first = behind
+                self._fail(seat, error)
         return busy
 
-    def _fail(self, participant: Participant, error: Exception) -> None:
-        if self._failed:
-            return
-        self._failed = True
-        logger.error(
-            "isotherm: %s of rank %d failed; the other ranks are told in the next round",
-            type(participant).__name__,
-            self._link.rank,
-            exc_info=error,
-        )
-        if not self._resting:
-            self._on_failure(error)
+    def _fail(self, seat: _Seat, error: Exception) -> None:
+        if seat.error is None and not seat.streak:
+            logger.error(
+                "isotherm: %s of rank %d failed; the other ranks are told in the next round",
+                seat.name,
+                self._link.rank,
+                exc_info=error,
+            )
+        seat.error = seat.error or error
 
     def _read_failures(self, failed_G: Int64Array) -> None:
-        if self._resting or not failed_G.any():
-            return
-        self._resting = True
-        ranks = ", ".join(str(rank) for rank in np.flatnonzero(failed_G))
-        message = f"rank {ranks} failed: every rank goes on serving what is published, and changes nothing"
-        logger.error("isotherm: %s", message)
-        if not self._failed:
-            self._on_failure(PeerFailedError(message))
+        """What failed on any rank rests on all of them from this round on."""
+        for seat in self._seats:
+            ranks = np.flatnonzero(failed_G & seat.bit).tolist()
+            if not ranks:
+                continue
+            own, seat.error = seat.error, None
+            was_resting = seat.is_resting(self.rounds)
+            seat.rest(self.rounds)
+            named = ", ".join(map(str, ranks))
+            if was_resting:
+                continue
+            if seat.streak == 1:
+                logger.error("isotherm: %s of rank %s failed: it rests on every rank", seat.name, named)
+            self._on_failure(seat.name, own or PeerFailedError(f"{seat.name} of rank {named} failed"))
 
     def _check_rounds(self, rounds_G: Int64Array) -> None:
         strangers = np.flatnonzero(rounds_G != self.rounds)

@@ -1,11 +1,13 @@
 """Retire, fill, publish: weights moved into slots that nobody uses."""
 
+from isotherm.mover.carrier import Carrier, Transport
 from isotherm.mover.ledger import Ledger, Phase, Rules
-from isotherm.mover.mover import Mover, Transport
+from isotherm.mover.mover import Mover
 from isotherm.mover.transport import HostTransport
 from isotherm.mover.weights import ExpertWeights, Weights
 
 __all__ = [
+    "Carrier",
     "ExpertWeights",
     "HostTransport",
     "Ledger",

@@ -131,6 +131,23 @@ def filled(ledger: Ledger, rules: Rules, step: int) -> Ledger:
     return _begin_batch(published, rules, step)
 
 
+def called_off(ledger: Ledger, rules: Rules, step: int) -> Ledger:
+    """The plan in progress is given up: what is, is the goal. A batch that is being retired is live again;
+    one that is being filled stays empty, whatever has arrived of it, until a later plan fills it."""
+    assert ledger.phase is not Phase.SETTLED
+    shares_LP = _live_shares(ledger.content, ledger.experts, rules)
+    return replace(
+        ledger,
+        shares=shares_LP,
+        goal=ledger.content,
+        goal_shares=shares_LP,
+        epoch=ledger.epoch + 1,
+        phase=Phase.SETTLED,
+        batch=(),
+        since_step=step,
+    )
+
+
 def _write(ledger: Ledger, expert: int | None) -> tuple[Int32Array, Int64Array]:
     """Content and version with ``expert`` in the batch's slots; None: each its own."""
     content_LP, version_LP = ledger.content.copy(), ledger.version.copy()

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from isotherm.arrays import Int64Array
-from isotherm.control import Link, Span, no_span
+from isotherm.control import Link, Seen, Span, no_span
+from isotherm.errors import ProtocolError
 from isotherm.mover import ledger as transitions
-from isotherm.mover.ledger import Fill, Ledger, Phase, Rules
+from isotherm.mover.carrier import Carrier
+from isotherm.mover.ledger import Ledger, Phase, Rules
 from isotherm.placement import Placement
-
-
-class Transport(Protocol):
-    """Carries the weights of fills; see `mover.transport.HostTransport`."""
-
-    received_bytes: int
-
-    def carry(self, fills: Sequence[Fill], link: Link) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Mover:
@@ -30,46 +21,62 @@ class Mover:
     Args:
         start: the ledger of weights as loaded.
         rules: how many slots are retired at once, and what the others receive meanwhile.
-        transport: carries weights; None where weights never move, and goals must equal what is.
+        carrier: carries weights; None where weights never move, and goals must equal what is.
         bytes_per_expert, bytes_per_step: what a move weighs, and what may arrive per step of the
             engine, over all ranks. A batch's moves are carried as the budget grows.
         finished: reads ``(epoch, steps)`` of this rank: the newest tables with which a step is finished
             (done on its stream), and how many steps are. Never waits.
         publish: called when an epoch begins, with the ledger to build tables from.
+        see: told of progress and of the end, on every rank in the same round.
+        fail: told which ranks failed to carry, on every rank in the same round; the plan is called off
+            before the round ends.
     """
 
-    header_words = 3  # epoch finished, epoch filled, steps finished
+    header_words = 5  # epoch finished, steps finished, chunks ended, chunks failed, turns of the ledger
 
     def __init__(
         self,
         start: Ledger,
         rules: Rules,
-        transport: Transport | None,
+        carrier: Carrier | None,
         *,
         bytes_per_expert: int,
         bytes_per_step: int,
         finished: Callable[[], tuple[int, int]],
         publish: Callable[[Ledger], None],
+        see: Callable[[Seen], None] = lambda seen: None,
+        fail: Callable[[str], None] = lambda message: None,
         span: Span = no_span,
     ) -> None:
         self.ledger = start
-        self._transport = transport
+        self._carrier = carrier
         self._bytes_per_expert = bytes_per_expert
         self._bytes_per_step = bytes_per_step
         self._rules = rules
         self._finished = finished
         self._publish = publish
+        self._see = see
+        self._fail = fail
         self._span = span
-        self._carried = 0
-        self._filled_epoch = 0
+        self._carried = 0  # fills of the batch that were started
         self._step = 0
-        self._left = start  # the ledger as the last round left it
+        self._turns = 0
+        self._left_turns = 0  # as the last round left them
+        self._ended = 0  # chunks that every rank has seen end
+        self._failures_G: Int64Array | None = None
+        self._is_off = False
         self.moves = 0
 
     @property
     def moved_bytes(self) -> int:
         """Bytes that arrived in slots of this rank."""
-        return self._transport.received_bytes if self._transport is not None else 0
+        return self._carrier.received_bytes if self._carrier is not None else 0
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether no transfer of a plan that was called off is still under way on any rank, as far as the
+        last round told: the same on every rank."""
+        return self._carrier is None or self._ended == self._carrier.started
 
     def aim(self, goal: Placement, shares_LP: np.ndarray) -> None:
         """Begins the way to ``goal``. In the same round on every rank.
@@ -77,54 +84,95 @@ class Mover:
         Raises:
             ValueError: as `ledger.accept`, or weights would have to move and there is no transport.
         """
-        if self._transport is None and goal != self.ledger.placement:
+        if self._carrier is None and goal != self.ledger.placement:
             raise ValueError("the plan moves weights, but the balancer was built with weights=None")
         self._enter(transitions.accept(self.ledger, goal, shares_LP, self._rules, self._step))
 
+    def call_off(self) -> None:
+        """Gives up the plan that is under way, in this round or the next in which the mover acts. On every
+        rank, in the same round."""
+        self._is_off = True
+
     def header(self) -> Sequence[int]:
         epoch, steps = self._finished()
-        return (epoch, self._filled_epoch, steps)
+        if self._carrier is None:
+            return (epoch, steps, 0, 0, self._turns)
+        # Ended first: what failed was counted before.
+        ended = self._carrier.ended
+        return (epoch, steps, ended, self._carrier.failed, self._turns)
 
     def act(self, headers_GW: Int64Array, link: Link) -> bool:
-        epoch, filled_epoch, self._step = (int(word) for word in headers_GW.min(axis=0))
-        has_carried = self._advance(epoch, filled_epoch, link)
-        has_advanced = has_carried or self.ledger is not self._left
-        self._left = self.ledger
-        # What waits for steps of the engine waits in longer and longer pauses: they are not ours to make.
+        self._check_turns(headers_GW[:, 4])
+        epoch, self._step, ended = (int(word) for word in headers_GW[:, :3].min(axis=0))
+        before, self._ended = self._ended, ended
+        self._check_failures(headers_GW[:, 3])
+        if self._is_off:
+            self._is_off = False
+            self._call_off()
+            return False
+        turns, phase = self._turns, self.ledger.phase
+        has_started = self._advance(epoch, link)
+        if phase is not Phase.SETTLED and (self._turns != turns or ended > before):
+            self._see(Seen.SETTLED if self.ledger.phase is Phase.SETTLED else Seen.PROGRESS)
+        has_advanced = has_started or self._turns != self._left_turns
+        self._left_turns = self._turns
+        # What waits for steps of the engine, or for bytes, waits in longer and longer pauses.
         return has_advanced and self.ledger.phase is not Phase.SETTLED
 
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+    def close(self, timeout_seconds: float) -> None:
+        """Waits for weights on their way, at most ``timeout_seconds``, and frees what carries them."""
+        if self._carrier is not None:
+            self._carrier.close(timeout_seconds)
 
-    def _advance(self, epoch: int, filled_epoch: int, link: Link) -> bool:
-        """Takes what every rank has reported; whether this round carried weights."""
+    def _check_turns(self, turns_G: Int64Array) -> None:
+        """A ledger that advanced on some ranks only (one of them ran out of memory in between, say) is
+        never acted on again: what slots hold would not be known alike."""
+        if (turns_G != turns_G[0]).any():
+            raise ProtocolError(
+                f"the ledgers of the ranks have made {turns_G.tolist()} turns: no weight is moved any more; "
+                "restart the engine to balance again"
+            )
+
+    def _check_failures(self, failures_G: Int64Array) -> None:
+        known_G, self._failures_G = self._failures_G, failures_G.copy()
+        failed_G = failures_G > (0 if known_G is None else known_G)
+        if failed_G.any() and self.ledger.phase is Phase.FILLING:
+            self._is_off = True
+            ranks = ", ".join(map(str, np.flatnonzero(failed_G).tolist()))
+            self._fail(f"rank {ranks} could not carry its part of {len(self.ledger.batch)} experts")
+
+    def _call_off(self) -> None:
+        if self.ledger.phase is not Phase.SETTLED:
+            self._enter(transitions.called_off(self.ledger, self._rules, self._step))
+
+    def _advance(self, epoch: int, link: Link) -> bool:
+        """Takes what every rank has reported; whether this round started to carry weights."""
         if self.ledger.phase is Phase.RETIRING and epoch >= self.ledger.epoch:
             self.ledger = transitions.retired(self.ledger, self._step)
+            self._turns += 1
             self._carried = 0
         if self.ledger.phase is not Phase.FILLING:
             return False
-        if filled_epoch >= self.ledger.epoch:
+        if self._carried == len(self.ledger.batch) and self.is_clear:
+            # Every rank has carried its part of all fills, so what they say holds for all slots.
             self.moves += len(self.ledger.batch)
             self._enter(transitions.filled(self.ledger, self._rules, self._step))
             return False
         return self._carry(link)
 
     def _carry(self, link: Link) -> bool:
-        """Carries as many of the batch's fills as the budget of the steps made so far allows; whether any."""
-        assert self._transport is not None, "aim() lets nothing move without a transport"
+        """Starts as many of the batch's fills as the budget of the steps made so far allows; whether any."""
+        assert self._carrier is not None, "aim() lets nothing move without a transport"
         steps = self._step - self.ledger.since_step + 1
         allowed = max(steps * self._bytes_per_step // max(self._bytes_per_expert, 1), 0)
         fills = self.ledger.batch[self._carried : allowed]
         if fills:
             with self._span(f"carry {len(fills)} experts", "heartbeat"):
-                self._transport.carry(fills, link)
+                self._carrier.start(fills, link)
             self._carried += len(fills)
-        if self._carried == len(self.ledger.batch):
-            # Every rank carried its part of all fills, so what it says holds for its own slots.
-            self._filled_epoch = self.ledger.epoch
         return bool(fills)
 
     def _enter(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self._turns += 1
         self._publish(ledger)

@@ -10,6 +10,7 @@ import torch
 
 from isotherm.arrays import Int32Array
 from isotherm.control import Heartbeat
+from isotherm.mover.carrier import Carrier
 from isotherm.mover.ledger import Fill, Ledger, Phase, Rules
 from isotherm.mover.mover import Mover
 from isotherm.mover.transport import HostTransport
@@ -47,7 +48,7 @@ class _Heartbeat:
         self.mover = Mover(
             Ledger.start(start, start.even_shares()),
             Rules(topology, limit=2, reshare=Placement.even_shares),
-            transport,
+            Carrier(transport, backend.caller_stream(), on_end=lambda: None),
             bytes_per_expert=bytes_per_expert,
             bytes_per_step=bytes_per_expert * 2,
             finished=self._finished,

@@ -1,0 +1,154 @@
+"""Keeps the state of a balancer, and tells it as it is: in the log, and to whoever asks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from isotherm.arrays import Int64Array
+from isotherm.control.link import Link
+from isotherm.control.states import Life, Limits, Seen, is_overdue, next_life, retry_step
+from isotherm.status import FailureKind, Failures, State
+
+logger = logging.getLogger("isotherm")
+
+_LATE: dict[State, FailureKind] = {State.PLANNING: "planner_late", State.MOVING: "transfer_late"}
+
+
+@dataclass(frozen=True)
+class _Beat:
+    """When this rank made a round last: by the clock, and by the steps it had ended itself."""
+
+    seconds: float
+    step: int
+
+
+class Watch:
+    """Participant: the state that all ranks are in, and the deadline that it has.
+
+    Every rank tells the steps that it has ended; the least of them is the clock of all. Rank 0 tells when
+    the state's deadline has passed, since seconds are its own.
+
+    Args:
+        step: reads the steps that this rank has ended. Never waits.
+        call_off: called when something failed, in the same round on every rank, to give up what is
+            under way. Must not raise.
+        on_round: called in each round, before anything else acts.
+    """
+
+    header_words = 2  # steps ended, whether the deadline has passed
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        rank: int,
+        step: Callable[[], int],
+        call_off: Callable[[], None],
+        on_round: Callable[[], None],
+    ) -> None:
+        self.limits = limits
+        self._rank = rank
+        self._own_step = step
+        self._call_off = call_off
+        self._on_round = on_round
+        self._step = 0
+        self._clock_seconds = time.monotonic()
+        self._beat = _Beat(time.monotonic(), 0)
+        # Replaced whole, and read from other threads.
+        self.life = Life()
+        self.failures = Failures()
+        self.since_seconds = time.time()
+        self.progress_seconds = time.time()
+
+    def header(self) -> Sequence[int]:
+        seconds = time.monotonic() - self._clock_seconds
+        return (self._own_step(), is_overdue(self.life, self._step, seconds, self.limits))
+
+    def act(self, headers_GW: Int64Array, link: Link) -> bool:
+        self._end_stall()
+        self._step = int(headers_GW[:, 0].min())
+        if headers_GW[0, 1]:
+            kind = _LATE[self.life.state]
+            waited = self._step - self.life.clock_step
+            self.fail(kind, f"no progress in {waited} steps of {self.life.state.value}")
+        self.see(Seen.ROUND)
+        self._on_round()
+        return False
+
+    def see(self, seen: Seen) -> None:
+        """Takes in what all ranks see in this round. On the heartbeat's thread."""
+        before = self.life
+        self.life = next_life(before, seen, self._step, self.limits)
+        if seen is not Seen.ROUND:
+            self.note_progress()
+        if self.life.clock_step != before.clock_step or self.life.state is not before.state:
+            self._clock_seconds = time.monotonic()
+        if self.life.state is not before.state:
+            self.since_seconds = time.time()
+            if before.state is State.DEGRADED:
+                logger.info("isotherm: step %d: balancing again", self._step)
+
+    def note_progress(self) -> None:
+        """Something was completed that changes no state."""
+        self.progress_seconds = time.time()
+
+    def fail(self, kind: FailureKind, message: str) -> None:
+        """Takes in a failure that all ranks see in this round, and calls off what is under way."""
+        self.failures = self.failures.plus(kind)
+        before = self.life
+        self.life = next_life(before, Seen.FAILED, self._step, self.limits)
+        self._clock_seconds = time.monotonic()
+        if before.state is not State.DEGRADED:
+            self.since_seconds = time.time()
+        # Once, until something went well again.
+        level = logging.WARNING if before.streak == 0 else logging.DEBUG
+        logger.log(
+            level,
+            "isotherm: degraded at step %d, %s: %s. Serving goes on with what is published; balancing is "
+            "tried again from step %d on",
+            self._step,
+            kind,
+            message,
+            retry_step(self.life, self.limits),
+        )
+        self._call_off()
+
+    def lose(self) -> None:
+        """There are no more rounds. The heartbeat has said why."""
+        self.failures = self.failures.plus("link_lost")
+        self.life = next_life(self.life, Seen.LOST, self._step, self.limits)
+        self.since_seconds = time.time()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether rounds stand still while this rank makes steps: a peer is frozen, or cut off. Any
+        thread; never waits."""
+        beat, limits = self._beat, self.limits
+        if self._own_step() - beat.step <= limits.stalled_steps:
+            return False
+        return time.monotonic() - beat.seconds > limits.stalled_seconds
+
+    @property
+    def state(self) -> tuple[State, int, float]:
+        """The state, and the step and the time (seconds since the epoch) since when. Any thread."""
+        if self.is_stalled and self.life.state is not State.DEGRADED:
+            beat = self._beat
+            return State.DEGRADED, beat.step, time.time() - (time.monotonic() - beat.seconds)
+        return self.life.state, self.life.since_step, self.since_seconds
+
+    def _end_stall(self) -> None:
+        beat, step = self._beat, self._own_step()
+        if self.is_stalled:
+            self.failures = self.failures.plus("stalled")
+            logger.warning(
+                "isotherm: a rank was frozen or cut off: rank %d made no round for %.1f s, "
+                "while it made steps %d to %d; rounds go on",
+                self._rank,
+                time.monotonic() - beat.seconds,
+                beat.step,
+                step,
+            )
+        self._beat = _Beat(time.monotonic(), step)
