@@ -67,6 +67,18 @@ def test_inspect_prints_json_alone_and_notes_on_stderr(tmp_path: Path, capsys) -
     assert report["heat"]["rank_imbalance"] is None
 
 
+def test_inspect_says_when_heat_was_recorded(tmp_path: Path, capsys) -> None:
+    path = make_heat(tmp_path)
+    with iso.HeatWriter(path, iso.read_heat(path).header, append=True) as writer:
+        for time in (0, 86_461):
+            writer.append(iso.read_heat(path)[0], unix_seconds=time)
+    code, out, _ = run(capsys, "inspect", path)
+    assert code == 0
+    assert "recorded 1970-01-01T00:00:00Z to 1970-01-02T00:01:01Z" in out
+    report = json.loads(run(capsys, "inspect", path, "--json")[1])
+    assert report["recorded"] == ["1970-01-01T00:00:00Z", "1970-01-02T00:01:01Z"]
+
+
 def test_inspect_tells_of_a_file_that_was_cut(tmp_path: Path, capsys) -> None:
     path = make_heat(tmp_path)
     path.write_bytes(path.read_bytes()[:-10])

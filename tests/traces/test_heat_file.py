@@ -19,6 +19,7 @@ from safetensors.numpy import load
 from isotherm.placement import Placement
 from isotherm.topology import MoEShape
 from isotherm.traces.chunks import pack_chunk
+from isotherm.traces.files import write_heat
 from isotherm.traces.header import HeatHeader
 from isotherm.traces.planes import deflate_counts, inflate_counts
 from isotherm.traces.recorder import HeatWriter
@@ -48,6 +49,27 @@ def test_what_is_written_is_read_in_any_order(path: Path) -> None:
     assert all(same_window(*pair) for pair in zip(trace, expected, strict=True))
     assert [window.start_step for window in trace[1:3]] == [10, 20]
     assert (trace.heat_LE == sum(window.heat_LE for window in expected)).all()
+
+
+def test_times_are_kept_and_checked(path: Path) -> None:
+    with HeatWriter(path, HEADER) as writer:
+        for number, time in enumerate((1_700_000_000.25, None, 1_700_000_009.5)):
+            writer.append(a_window(number), unix_seconds=time)
+    trace = read_heat_file(path)
+    assert trace.times == (1_700_000_000.25, None, 1_700_000_009.5)
+    write_heat(trace, path.with_name("copy.heat"))
+    assert read_heat_file(path.with_name("copy.heat")).times == trace.times
+    with pytest.raises(ValueError, match="2 times do not fit 3 windows"):
+        replace(trace, times=(1.0, 2.0))
+    for wrong in (-1.0, float("nan"), 1e12):
+        with HeatWriter(path, HEADER, append=True) as writer:
+            writer.append(a_window(3), unix_seconds=wrong)
+        with pytest.raises(ValueError, match="must be seconds since 1970"):
+            read_heat_file(path)
+        data = path.with_name("copy.heat").read_bytes()
+        path.write_bytes(data)
+    record(path.with_name("none.heat"), 2)
+    assert read_heat_file(path.with_name("none.heat")).times == ()
 
 
 def test_merged_sums_all_and_has_loads_where_every_window_has(path: Path) -> None:

@@ -117,12 +117,13 @@ class Source:
 
 
 def test_a_placement_is_recorded_when_it_changed(tmp_path: Path) -> None:
-    source = Source(placement=a_placement(0))
+    source, begun = Source(placement=a_placement(0)), time.time()
     with record_to(tmp_path / "some.heat", source) as record:
         for number, placement in enumerate((0, 0, 1, 1, 0)):
             source.placement = a_placement(placement)
             record(a_window(number))
     trace = iso.read_heat(tmp_path / "some.heat")
+    assert begun - 1 <= trace.times[0] <= trace.times[-1] <= time.time() + 1
     assert trace.placements == ((0, a_placement(0)), (2, a_placement(1)), (4, a_placement(0)))
     with record_to(tmp_path / "some.heat", source, append=True) as record:
         record(a_window(9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,14 +113,27 @@ def _show_heat(trace: HeatTrace, found: str, options: InspectOptions) -> None:
         f"{options.file.name}: {found}{f', {names}' if names else ''}; {report.windows} windows, steps "
         f"{report.first_step} to {report.last_step}; {len(report.layers)} layers of {report.experts} experts"
     )
+    recorded = _recorded(trace)
+    if recorded is not None:
+        title += f"; recorded {recorded[0]} to {recorded[1]}"
     if options.json:
-        print_json({"heat": report.as_dict(), "header": trace.header.as_dict(), "notes": trace.notes})
+        header = trace.header.as_dict()
+        print_json({"heat": report.as_dict(), "header": header, "recorded": recorded, "notes": trace.notes})
     else:
         _print_report(report, title, wide_console())
     if options.plot is not None:
         figure = draw_heat(title, series, trace.header.kinds, trace.layer_ids)
         text = as_text(lambda console: _print_report(report, title, console))
         write_picture(figure, options.plot, title=title, text=text)
+
+
+def _recorded(trace: HeatTrace) -> tuple[str, str] | None:
+    """When the first and the last window ended, in UTC, where the file says it of any."""
+    known = [time for time in trace.times if time is not None]
+    if not known:
+        return None
+    first, last = (datetime.fromtimestamp(time, UTC) for time in (known[0], known[-1]))
+    return f"{first:%Y-%m-%dT%H:%M:%SZ}", f"{last:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _print_report(report: HeatReport, title: str, console: Console) -> None:

@@ -190,7 +190,7 @@ def write_heat(
             for index, window in enumerate(track(trace)):
                 if index in starts:
                     writer.set_placement(starts[index])
-                writer.append(window)
+                writer.append(window, unix_seconds=trace.times[index] if trace.times else None)
         temporary.replace(path)
     except OSError as error:
         raise problem(path, "", f"cannot be written: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ from isotherm.traces.chunks import pack_chunk
 from isotherm.traces.header import HeatHeader
 from isotherm.traces.planes import deflate_counts
 from isotherm.traces.problems import problem
-from isotherm.traces.stored import LARGEST_SLICES, ROLE, scan_layout
+from isotherm.traces.stored import LARGEST_SLICES, ROLE, TIME, scan_layout
 from isotherm.window import HeatWindow
 
 
@@ -66,8 +66,8 @@ class HeatWriter:
             self.close()
             raise
 
-    def append(self, window: HeatWindow) -> None:
-        """Writes one window.
+    def append(self, window: HeatWindow, *, unix_seconds: float | None = None) -> None:
+        """Writes one window. ``unix_seconds``: when it ended, in seconds since 1970, where that is known.
 
         Raises:
             ValueError: the window is of another model or cluster, or the writer is closed.
@@ -83,7 +83,8 @@ class HeatWriter:
         }
         if window.slot_load_LGS is not None:
             arrays["slot_load_LGS"] = deflate_counts(window.slot_load_LGS)
-        self._write(pack_chunk(arrays, {ROLE: "window"}))
+        time = {} if unix_seconds is None else {TIME: f"{unix_seconds:.3f}"}
+        self._write(pack_chunk(arrays, {ROLE: "window", **time}))
 
     def set_placement(self, placement: Placement) -> None:
         """Says what slots hold in the windows that follow.

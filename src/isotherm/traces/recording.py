@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from types import TracebackType
 from typing import Protocol
 
@@ -66,7 +67,7 @@ class HeatRecorder:
         if placement is not None and placement != self._placement:
             self._writer.set_placement(placement)
             self._placement = placement
-        self._writer.append(window)
+        self._writer.append(window, unix_seconds=time.time())
 
     def close(self) -> None:
         """Ends the recording; windows that still come are left out. A second call does nothing."""
@@ -89,8 +90,8 @@ def record_to(
     """A recorder of what ``source`` gathers: ``balancer.on_window(record_to("decode.heat", balancer))``.
 
     Windows are the same on every rank, so one rank records. Each is whole in the file before the next comes:
-    a process that is killed loses at most the one that it was writing. The placement that a window was
-    decided on, what slots held when it arrived, is written before it.
+    a process that is killed loses at most the one that it was writing. With it goes when it came, and before
+    it what slots held then, where that changed.
 
     Args:
         path: the heat file; its folder must exist.

@@ -4,6 +4,7 @@ layout."""
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,13 @@ from isotherm.window import HeatWindow
 ROLE = "isotherm"
 """The string of a chunk that says what it is: ``header``, ``placement`` or ``window``."""
 
+TIME = "unix_seconds"
+"""The string of a window that says when it ended."""
+
 LARGEST_SLICES = 4096
 
+_LATEST = 253_402_300_800  # the year 10000, which no calendar here knows
+_SECONDS = re.compile(r"\d{1,12}(\.\d{1,9})?")
 _BEGINS = f'{{"__metadata__":{{"{ROLE}":"'.encode()  # the JSON of each chunk that `pack_chunk` makes
 
 
@@ -73,6 +79,7 @@ class Layout:
     size: int
     end: int
     windows: list[int] = field(default_factory=list)
+    times: list[float | None] = field(default_factory=list)
     placements: list[tuple[int, Placement]] = field(default_factory=list)
 
 
@@ -98,7 +105,8 @@ def read_heat_file(path: Path) -> HeatTrace:
     left = layout.size - layout.end
     notes = (f"the last {left} bytes are an incomplete window and left out",) if left else ()
     windows = StoredWindows(path, layout.header, tuple(layout.windows))
-    return HeatTrace(layout.header, windows, notes, tuple(layout.placements))
+    times = tuple(layout.times) if any(time is not None for time in layout.times) else ()
+    return HeatTrace(layout.header, windows, notes, tuple(layout.placements), times)
 
 
 def scan_layout(path: Path) -> Layout:
@@ -171,6 +179,7 @@ def _note_chunk(file: BinaryIO, chunk: ChunkHeader, path: Path, layout: Layout) 
     role = chunk.metadata.get(ROLE)
     if role == "window":
         layout.windows.append(layout.end)
+        layout.times.append(_time(chunk, path, layout.end))
     elif role == "placement":
         try:
             placement = _unpack_placement(read_arrays(file, chunk, path), layout.header)
@@ -179,6 +188,15 @@ def _note_chunk(file: BinaryIO, chunk: ChunkHeader, path: Path, layout: Layout) 
         layout.placements.append((len(layout.windows), placement))
     else:
         raise problem(path, f"byte {layout.end}", f"a chunk of role {shortened(role)} is unknown")
+
+
+def _time(chunk: ChunkHeader, path: Path, offset: int) -> float | None:
+    text = chunk.metadata.get(TIME)
+    if text is None:
+        return None
+    if not _SECONDS.fullmatch(text) or float(text) >= _LATEST:
+        raise problem(path, f"byte {offset}", f"{TIME}={shortened(text)} must be seconds since 1970")
+    return float(text)
 
 
 def _unpack_placement(arrays: dict[str, np.ndarray], header: HeatHeader) -> Placement:

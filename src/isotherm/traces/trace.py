@@ -22,12 +22,19 @@ class HeatTrace(Sequence[HeatWindow]):
         windows: read when asked for where the file is ours, in memory otherwise. At least one.
         notes: what a reader left out or took for granted, in words: rows without heat, rounds cut short.
         placements: (window, placement): from that window on, slots held this; ascending.
+        times: when each window ended, seconds since 1970, None where nobody said; empty where nobody said
+            it of any.
     """
 
     header: HeatHeader
     windows: Sequence[HeatWindow]
     notes: tuple[str, ...] = ()
     placements: tuple[tuple[int, Placement], ...] = ()
+    times: tuple[float | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.times and len(self.times) != len(self.windows):
+            raise ValueError(f"{len(self.times)} times do not fit {len(self.windows)} windows: give one each")
 
     def __len__(self) -> int:
         return len(self.windows)
