@@ -19,10 +19,12 @@ from typing import Annotated, Any
 import tyro
 
 from isotherm.bench.options import BenchOptions
+from isotherm.cli.compare import CompareOptions, run_compare
 from isotherm.cli.config_file import TOLD, with_config
 from isotherm.cli.convert_file import ConvertOptions, run_convert
 from isotherm.cli.inspect_file import InspectOptions, run_inspect
 from isotherm.cli.plan_file import PlanOptions, run_plan
+from isotherm.cli.simulate import SimulateOptions, run_simulate
 from isotherm.cli.synth_file import SynthOptions, run_synth
 from isotherm.demo.options import DemoOptions
 from isotherm.errors import IsothermError
@@ -98,7 +100,9 @@ def _doctor(options: DoctorOptions) -> int:
 COMMANDS = (
     Command("demo", DemoOptions, _demo),
     Command("inspect", InspectOptions, _alone(run_inspect)),
+    Command("compare", CompareOptions, _alone(run_compare)),
     Command("plan", PlanOptions, _alone(run_plan)),
+    Command("simulate", SimulateOptions, _alone(run_simulate)),
     Command("convert", ConvertOptions, _alone(run_convert)),
     Command("synth", SynthOptions, _alone(run_synth)),
     Command("bench", BenchOptions, _alone(_bench)),

@@ -130,11 +130,12 @@ def _layer_moves(layer: int, live_P: Int32Array, goal_P: Int32Array, experts: in
 def _seconds(batch: tuple[Move, ...], live_LP: Int32Array, cluster: Cluster) -> float:
     """How long links are busy with a batch, each slot filled from the nearest replica."""
     targets = np.array([move.slot for move in batch], np.int64)
-    sources = np.array([_nearest(move, live_LP[move.layer], cluster) for move in batch], np.int64)
+    sources = np.array([nearest_slot(move, live_LP[move.layer], cluster) for move in batch], np.int64)
     return cluster.move_seconds(targets, sources)
 
 
-def _nearest(move: Move, live_P: Int32Array, cluster: Cluster) -> int:
+def nearest_slot(move: Move, live_P: Int32Array, cluster: Cluster) -> int:
+    """The slot of ``live_P`` to fill a slot from: on its rank, else on its node, else the lowest."""
     slots = np.flatnonzero(live_P == move.expert)
     size, per_node = cluster.topology.slots_per_rank, cluster.topology.ranks_per_node
     rank, ranks = move.slot // size, slots // size
