@@ -10,9 +10,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from isotherm import planner
+from isotherm.cli.conflicts import ENGINES, find_conflicts, installed
 from isotherm.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ class DoctorReport:
     """What `isotherm doctor` found.
 
     ``versions`` maps packages to versions, None where one is missing; ``remedies`` maps each missing
-    package to the command that installs it. ``devices`` is empty where streams were not asked for.
+    package to the command that installs it. ``accelerator`` names the device that torch sees and how many
+    there are. ``engines`` maps those that are installed to versions; ``conflicts`` says what is known to go
+    wrong here. ``devices`` is empty where streams were not asked for.
     """
 
     python: str
@@ -51,6 +55,8 @@ class DoctorReport:
     accelerator: str | None
     gloo: bool
     policies: tuple[str, ...]
+    engines: dict[str, str]
+    conflicts: tuple[str, ...]
     devices: tuple[DeviceChecks, ...] = ()
 
     @property
@@ -85,6 +91,8 @@ def collect_doctor_report(*, streams: bool) -> DoctorReport:
         accelerator=accelerator,
         gloo=gloo,
         policies=planner.policies(),
+        engines={engine: found for engine in ENGINES if (found := installed(engine)) is not None},
+        conflicts=find_conflicts(),
         devices=_check_streams() if streams else (),
     )
 
@@ -104,8 +112,9 @@ def _devices() -> tuple[str | None, bool]:
     import torch.distributed as dist
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
+    shown = None if accelerator is None else f"{accelerator.type}, {torch.accelerator.device_count()} of it"
     gloo = dist.is_available() and dist.is_gloo_available()
-    return None if accelerator is None else str(accelerator), gloo
+    return shown, gloo
 
 
 def _check_streams() -> tuple[DeviceChecks, ...]:
@@ -123,6 +132,10 @@ def render_doctor(report: DoctorReport, console: Console) -> None:
     table.add_row("accelerator", report.accelerator or "none that torch sees; the CPU is used")
     table.add_row("gloo", "available" if report.gloo else "not available: torch is missing or built without")
     table.add_row("policies", ", ".join(report.policies))
+    engines = ", ".join(f"{engine} {found}" for engine, found in report.engines.items())
+    table.add_row("engines beside", engines or "none")
+    for conflict in report.conflicts:
+        table.add_row("conflict", escape(conflict))
     console.print(table)
     for device in report.devices:
         console.print(_checks_table(device))
