@@ -90,6 +90,12 @@ def test_flash_parts_what_is_hot_at_the_same_time():
     assert all(len(set(rank % 2)) == 1 for rank in whole)  # their sums alone do not tell
 
 
+def test_flash_parts_replicas_that_trades_cannot_part():
+    topology = iso.Topology(ranks=2, slots_per_rank=4)
+    placed = iso.plan([[113, 88, 190, 111, 59]], topology, policy="flash").placement.slot_to_expert
+    assert all(len(set(rank)) == 4 for rank in placed.reshape(2, 4).tolist())
+
+
 def test_flash_leaves_layers_that_are_balanced():
     rng = np.random.default_rng(4)
     heat, topology = rng.lognormal(0, 1, (2, 24)), iso.Topology(ranks=4, slots_per_rank=8)

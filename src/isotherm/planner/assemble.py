@@ -14,7 +14,7 @@ from isotherm.planner.dispatch import rule_of
 from isotherm.planner.registry import get_policy
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.rounds import order_rounds
-from isotherm.planner.settle import settled_shares
+from isotherm.planner.serving import settled_shares
 from isotherm.window import layer_imbalance, overall_imbalance
 
 

@@ -27,34 +27,58 @@ def place_jointly(
     count_E, tried_E = np.ones(experts, np.int64), np.ones(experts, np.int64)
     best_GS, tried_GS = np.zeros((ranks, size), np.int64), np.zeros((ranks, size), np.int64)
     best_peak, left = np.inf, ranks * size - experts
+    most = ranks if size <= experts else ranks * size
     for first in range(0, experts, GROUP):
         if left == 0 and best_peak < np.inf:
             break
         last = min(first + GROUP, experts)
         tried_E[:] = count_E
-        allot(heat_E, order_E, first, experts, tried_E, left, ranks)
+        allot(heat_E, order_E, first, experts, tried_E, left, most)
         greedy = 0
         for i in range(first, last):
             greedy += tried_E[order_E[i]] - 1
         best_extra = greedy
-        for extra in range(max(0, greedy - WIDTH), min(left, greedy + WIDTH) + 1):
+        fewest = max(0, greedy - WIDTH, left - (experts - last) * (most - 1))
+        for extra in range(fewest, min(left, greedy + WIDTH, (last - first) * (most - 1)) + 1):
             tried_E[:] = count_E
-            allot(heat_E, order_E, first, last, tried_E, extra, ranks)
-            allot(heat_E, order_E, last, experts, tried_E, left - extra, ranks)
+            allot(heat_E, order_E, first, last, tried_E, extra, most)
+            allot(heat_E, order_E, last, experts, tried_E, left - extra, most)
             peak = place(heat_SE, heat_E, order_E, tried_E, tried_GS)
             if peak < best_peak:
                 best_extra, best_peak = extra, peak
                 best_GS[:] = tried_GS
-        allot(heat_E, order_E, first, last, count_E, best_extra, ranks)
+        allot(heat_E, order_E, first, last, count_E, best_extra, most)
         left -= best_extra
     if size <= experts:
-        for expert in range(experts):
-            count_E[expert] = 0
-        for rank in range(ranks):
-            for slot in range(size):
-                count_E[best_GS[rank, slot]] += 1
-        separate(best_GS, heat_E / count_E)
+        part(best_GS, heat_E)
     return best_GS
+
+
+@kernel
+def part(expert_GS: Int64Array, heat_E: FloatArray) -> None:
+    """Sees to it that no rank holds an expert twice, by trades, or, where those do not do it, by dealing the
+    replicas to the ranks in turn. No expert has more of them than there are ranks."""
+    ranks, size = expert_GS.shape
+    count_E = np.zeros(len(heat_E), np.int64)
+    for rank in range(ranks):
+        for slot in range(size):
+            count_E[expert_GS[rank, slot]] += 1
+    separate(expert_GS, heat_E / count_E)
+    for rank in range(ranks):
+        for slot in range(size):
+            for other in range(slot):
+                if expert_GS[rank, slot] == expert_GS[rank, other]:
+                    deal(expert_GS, count_E)
+                    return
+
+
+@kernel
+def deal(expert_GS: Int64Array, count_E: Int64Array) -> None:
+    ranks, n = len(expert_GS), 0
+    for expert in range(len(count_E)):
+        for _ in range(count_E[expert]):
+            expert_GS[n % ranks, n // ranks] = expert
+            n += 1
 
 
 @kernel
@@ -62,7 +86,7 @@ def allot(
     heat_E: FloatArray, order_E: Int64Array, first: int, last: int, count_E: Int64Array, extra: int, most: int
 ) -> None:
     """Gives ``extra`` more replicas to the experts of ``order_E[first:last]``, each to that of the most heat
-    per replica (the first of equals) that has fewer than ``most``; where all have, to the first."""
+    per replica (the first of equals) that has fewer than ``most``."""
     for _ in range(extra):
         best = -1
         for i in range(first, last):
@@ -71,7 +95,7 @@ def allot(
                 continue
             if best < 0 or heat_E[expert] * count_E[best] > heat_E[best] * count_E[expert]:
                 best = expert
-        count_E[max(best, 0)] += 1
+        count_E[best] += 1
 
 
 @kernel

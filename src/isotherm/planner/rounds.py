@@ -8,7 +8,7 @@ from isotherm.arrays import FloatArray
 from isotherm.placement import EMPTY, Placement, Plan, Rounds, rank_loads
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.round_kernels import order_refills
-from isotherm.planner.settle import settled_shares
+from isotherm.planner.serving import settled_shares
 from isotherm.window import overall_imbalance
 
 
