@@ -29,8 +29,12 @@ def a_window(
 
 
 def a_placement(number: int = 0) -> Placement:
-    rng = np.random.default_rng(number)
-    rows = [rng.permutation(np.arange(TOPOLOGY.slots) % SHAPE.experts) for _ in range(SHAPE.layers)]
+    """No expert is twice on a rank."""
+    rng, rows = np.random.default_rng(number), []
+    while len(rows) < SHAPE.layers:
+        row_P = rng.permutation(np.arange(TOPOLOGY.slots) % SHAPE.experts)
+        if all(len(set(held)) == len(held) for held in row_P.reshape(TOPOLOGY.ranks, -1).tolist()):
+            rows.append(row_P)
     return Placement(np.array(rows), SHAPE.experts)
 
 

@@ -33,8 +33,13 @@ def heat(rows: int = 5) -> np.ndarray:
 
 
 def a_map(layers: int = len(LAYERS), seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return np.array([rng.permutation(np.arange(SLOTS) % EXPERTS) for _ in range(layers)])
+    """int64 [layers, slots], no expert twice on a rank."""
+    rng, rows = np.random.default_rng(seed), []
+    while len(rows) < layers:
+        row_GS = rng.permutation(np.arange(SLOTS) % EXPERTS).reshape(RANKS, -1)
+        if (row_GS[:, 0] != row_GS[:, 1]).all():
+            rows.append(row_GS.ravel())
+    return np.array(rows)
 
 
 def statistics_json(path: Path) -> Path:
@@ -491,6 +496,16 @@ def test_vllm_ascend_gets_slots_by_device(tmp_path: Path) -> None:
                 "device_id": rank,
                 "device_expert": a_map()[number, 2 * rank : 2 * rank + 2].tolist(),
             }
+
+
+def test_vllm_ascend_gets_no_expert_twice_on_a_rank(tmp_path: Path) -> None:
+    path, map_LP = tmp_path / "expert_map.json", a_map()
+    map_LP[1] = [0, 1, 2, 3, 4, 5, 0, 0]
+    with pytest.raises(ValueError, match=r"layer 4: rank 3 holds expert 0 twice, .*--format vllm-ascend"):
+        write_placement(Placement(map_LP, EXPERTS), path, format="vllm-ascend", ranks=RANKS, layer_ids=LAYERS)
+    assert not path.exists()
+    map_LP[1] = [0, 1, 2, 3, 4, 0, 5, 0]
+    write_placement(Placement(map_LP, EXPERTS), path, format="vllm-ascend", ranks=RANKS, layer_ids=LAYERS)
 
 
 def test_tensorrt_llm_gets_the_models_layer_numbers_and_json_is_read_too(tmp_path: Path) -> None:

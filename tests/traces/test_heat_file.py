@@ -51,6 +51,17 @@ def test_what_is_written_is_read_in_any_order(path: Path) -> None:
     assert (trace.heat_LE == sum(window.heat_LE for window in expected)).all()
 
 
+def test_merged_slices_are_the_windows_in_order(path: Path) -> None:
+    record(path, 7)
+    trace = read_heat_file(path)
+    window = trace.merged(slices=3)
+    spans = [slice(0, 3), slice(3, 5), slice(5, 7)]
+    for part, span in enumerate(spans):
+        assert (window.heat_SLE[part] == sum(each.heat_LE for each in trace[span])).all()
+    assert window.slice_steps == (0, 30, 50, trace[6].end_step)
+    assert (trace.heat_SLE == [each.heat_LE for each in trace]).all()
+
+
 def test_times_are_kept_and_checked(path: Path) -> None:
     with HeatWriter(path, HEADER) as writer:
         for number, time in enumerate((1_700_000_000.25, None, 1_700_000_009.5)):

@@ -161,3 +161,18 @@ def test_a_dtype_that_is_none_is_refused(tmp_path: Path, dtype) -> None:
     changed_header(path, lambda header: header["heat_KSLE"].update(dtype=dtype))
     with pytest.raises(ValueError, match=r"some: byte \d+, array 'heat_KSLE': dtype .* is none of"):
         read_heat(path)
+
+
+@pytest.mark.parametrize("experts", [0, -1, 2**21, 2**60])
+def test_a_number_of_experts_that_no_model_has_is_refused(tmp_path: Path, experts: int) -> None:
+    """Found by fuzz_readers.py: 2^60 experts asked for exbibytes."""
+    path = tmp_path / "some"
+    write_placement(a_placement(), path, format="isotherm", ranks=4)
+    with np.load(path) as arrays:
+        changed = {**arrays, "experts": np.array(experts)}
+    with path.open("wb") as file:
+        np.savez(file, **changed)
+    with pytest.raises(
+        ValueError, match=rf"some: slot_to_expert_LP: {experts} experts; there must be from 1"
+    ):
+        read_placement(path)

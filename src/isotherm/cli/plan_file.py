@@ -94,6 +94,7 @@ def run_plan(options: PlanOptions) -> int:
     """
     from isotherm.planner import plan
     from isotherm.traces import read_heat, write_placement
+    from isotherm.traces.trace import SLICES
 
     check_picture(options.plot)
     trace = read_heat(
@@ -106,7 +107,7 @@ def run_plan(options: PlanOptions) -> int:
     topology = Topology.for_model(
         experts=trace.header.experts, redundant=options.redundant, ranks=options.ranks, nodes=options.nodes
     )
-    window = _of_kind(trace.merged(), trace, options.kind)
+    window = _of_kind(trace.merged(slices=SLICES), trace, options.kind)
     current = None if options.current is None else _read_current(options.current, trace)
     planned = plan(
         window,

@@ -10,21 +10,32 @@ from isotherm.window import HeatWindow
 
 
 class WindowSum:
-    """Adds windows of one header to one window with one slice, in bounded memory."""
+    """Adds windows of one header to one window, in bounded memory.
 
-    def __init__(self, header: HeatHeader) -> None:
+    ``windows``: how many will come, where they are to be ``slices`` of about equally many each; there are
+    fewer slices where there are fewer windows.
+    """
+
+    def __init__(self, header: HeatHeader, *, windows: int = 1, slices: int = 1) -> None:
         self._header = header
-        self._heat_KLE = np.zeros((len(header.kinds), len(header.layer_ids), header.experts), np.int64)
+        self._windows, self._slices = windows, min(slices, windows)
+        shape_KSLE = (len(header.kinds), self._slices, len(header.layer_ids), header.experts)
+        self._heat_KSLE = np.zeros(shape_KSLE, np.int64)
         self._tokens_K = np.zeros(len(header.kinds), np.int64)
         self._load_LGS: Int64Array | None = None
-        self._steps: tuple[int, int] | None = None
+        self._added = 0
+        self._starts: list[int] = []
+        self._end = 0
         self._without_loads = False
 
     def add(self, window: HeatWindow) -> None:
-        self._heat_KLE += window.heat_KSLE.sum(axis=1)
+        place = min(self._added * self._slices // self._windows, self._slices - 1)
+        self._added += 1
+        if place == len(self._starts):
+            self._starts.append(window.start_step)
+        self._heat_KSLE[:, place] += window.heat_KSLE.sum(axis=1)
         self._tokens_K += window.tokens_K
-        first = window.start_step if self._steps is None else self._steps[0]
-        self._steps = (first, window.end_step)
+        self._end = window.end_step
         if window.slot_load_LGS is None:
             self._without_loads = True
         elif self._load_LGS is None:
@@ -33,17 +44,17 @@ class WindowSum:
             self._load_LGS += window.slot_load_LGS
 
     def total(self) -> HeatWindow:
-        """From the first step to the last; has slot loads where every window has.
+        """From the first step to the last; has slot loads where every window has them.
 
         Raises:
             ValueError: no window was added.
         """
-        if self._steps is None:
+        if not self._added:
             raise ValueError("there is no window to add up")
         return HeatWindow(
-            heat_KSLE=self._heat_KLE[:, None],
+            heat_KSLE=self._heat_KSLE,
             slot_load_LGS=None if self._without_loads else self._load_LGS,
-            slice_steps=self._steps,
+            slice_steps=(*self._starts, self._end),
             tokens_K=self._tokens_K,
             layer_ids=self._header.layer_ids,
         )

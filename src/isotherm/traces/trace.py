@@ -12,6 +12,9 @@ from isotherm.traces.header import HeatHeader
 from isotherm.traces.sums import WindowSum
 from isotherm.window import HeatWindow
 
+SLICES = 16
+"""Of a trace whose drift a policy looks at."""
+
 
 @dataclass(frozen=True, eq=False)
 class HeatTrace(Sequence[HeatWindow]):
@@ -58,10 +61,15 @@ class HeatTrace(Sequence[HeatWindow]):
         """Tokens per layer and expert, all windows, kinds and slices. Reads every window."""
         return self.merged().heat_LE
 
-    def merged(self) -> HeatWindow:
-        """All windows as one with one slice: what to plan on. Reads every window, one at a time; has slot
-        loads where every window has."""
-        added = WindowSum(self.header)
+    @property
+    def heat_SLE(self) -> Int64Array:
+        """Tokens per slice of time, up to ``SLICES``, layer and expert, all kinds. Reads every window."""
+        return self.merged(slices=SLICES).heat_SLE
+
+    def merged(self, *, slices: int = 1) -> HeatWindow:
+        """All windows as one: what to plan on. Reads every window, one at a time; has slot loads where every
+        window has them. ``slices``: parts of about equally many windows, so that drift stays visible."""
+        added = WindowSum(self.header, windows=len(self), slices=slices)
         for window in self:
             added.add(window)
         return added.total()

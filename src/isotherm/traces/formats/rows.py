@@ -35,6 +35,8 @@ def placement_of(
     if int(slot_to_expert_LP.max()) >= LARGEST_EXPERTS or int(slot_to_expert_LP.min()) < EMPTY:
         raise problem(source.path, place, f"experts must be from {EMPTY} (empty) to {LARGEST_EXPERTS - 1}")
     experts = int(slot_to_expert_LP.max()) + 1 if experts is None else experts
+    if not 1 <= experts <= LARGEST_EXPERTS:
+        raise problem(source.path, place, f"{experts} experts; there must be from 1 to {LARGEST_EXPERTS}")
     total = len(slot_to_expert_LP)
     notes: tuple[str, ...] = ()
     if layer_ids is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
 from isotherm.traces.formats.rows import filled_rows, is_row_of_experts, placement_of
 from isotherm.traces.problems import parse_json, problem, read_whole
 from isotherm.traces.sources import PlacementFile, Source
@@ -52,7 +54,8 @@ def pack_vllm_ascend(file: PlacementFile) -> bytes:
     """The expert map: MoE layers in order, numbered from 0 as the engine's own maps are.
 
     Raises:
-        ValueError: it is not known over how many ranks the slots lie, or a slot is empty.
+        ValueError: it is not known over how many ranks the slots lie, a slot is empty, or a rank holds an
+            expert twice.
     """
     if file.ranks is None:
         raise ValueError(
@@ -60,6 +63,8 @@ def pack_vllm_ascend(file: PlacementFile) -> bytes:
             "known over how many ranks they lie: give ranks= (--ranks)"
         )
     size = file.placement.slots // file.ranks
+    rows = filled_rows(file, "vLLM Ascend")
+    _check_once(file, file.ranks)
     layers = [
         {
             "layer_id": number,
@@ -69,6 +74,19 @@ def pack_vllm_ascend(file: PlacementFile) -> bytes:
                 for rank in range(file.ranks)
             ],
         }
-        for number, row in enumerate(filled_rows(file, "vLLM Ascend"))
+        for number, row in enumerate(rows)
     ]
     return json.dumps({"moe_layer_count": len(layers), "layer_list": layers}).encode()
+
+
+def _check_once(file: PlacementFile, ranks: int) -> None:
+    """The engine's map has one entry for each rank and expert: a second replica there is never used."""
+    sorted_LGS = np.sort(file.placement.slot_to_expert.reshape(file.placement.layers, ranks, -1), axis=2)
+    twice = np.argwhere((sorted_LGS[..., 1:] == sorted_LGS[..., :-1]) & (sorted_LGS[..., 1:] >= 0))
+    if len(twice):
+        layer, rank, place = twice[0]
+        expert = sorted_LGS[layer, rank, place]
+        raise ValueError(
+            f"layer {file.layer_ids[layer]}: rank {rank} holds expert {expert} twice, and vLLM Ascend knows one of "
+            "each on a rank: plan for it (engine='vllm-ascend', or --format vllm-ascend)"
+        )
