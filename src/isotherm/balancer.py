@@ -41,7 +41,7 @@ from isotherm.control import (
     check_peers,
     no_span,
 )
-from isotherm.decide import Decision, Past, make_decision
+from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.forward import ForwardPath, check_tokens
 from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
@@ -58,6 +58,7 @@ from isotherm.mover import (
 )
 from isotherm.numbers import Number
 from isotherm.placement import Placement, Plan, digest
+from isotherm.planner.past import Past
 from isotherm.router import Router, RoutingTables, TableShelf
 from isotherm.status import Memory, State, Statistics, TablesInForce
 from isotherm.streams import Backend, Stream, backend_for, count_wait, forward_path, forward_waits

@@ -29,14 +29,14 @@ class Config:
     """Slices in a window: snapshots are taken every window_steps / slices steps."""
     max_imbalance: float = 1.03
     """The planner stops at this imbalance, in every layer."""
-    min_gain: float = 0.02
+    min_gain: float = 0.01
     """A plan with moves is carried out when it lowers the overall imbalance by at least this."""
     max_moves: int = 64
     """Moves in one plan, over all layers; the layers that gain most come first."""
     confidence: float = 3.0
     """A change is made when its gain on heat that it was not planned on exceeds this many standard errors."""
     forecast: str = "changepoint"
-    """How past windows become the heat that is planned for; `isotherm.planner.forecasts()` lists the ways."""
+    """How past windows become what is planned for; `isotherm.planner.forecast.forecasts()` lists the ways."""
     forecast_windows: int = 8
     """Windows remembered for it."""
     prefill_weight: float = 1.0

@@ -5,35 +5,28 @@ The balancer calls it live, a replay calls it in virtual time: no decision is ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
-from isotherm.arrays import FloatArray
+import numpy as np
+
+from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import Config
-from isotherm.placement import Placement, Plan, rank_loads
-from isotherm.planner import PlanRequest, balanced_shares, imbalance_bound, make_plan
+from isotherm.placement import Placement, Plan
+from isotherm.planner import PlanRequest, imbalance_bound, make_plan
+from isotherm.planner.objective import TokenLoad
+from isotherm.planner.outlook import look_ahead
+from isotherm.planner.past import Past, Promise
+from isotherm.planner.price import StepTime, moving_ms
+from isotherm.planner.several import plan_for_worst
+from isotherm.planner.trial import Trial
 from isotherm.topology import Topology
-from isotherm.window import HeatWindow, layer_imbalance, overall_imbalance
+from isotherm.window import KINDS, HeatWindow, layer_imbalance, overall_imbalance
 
 Action = Literal["nothing", "shares", "moves"]
 
 _SHARES_GAIN = 0.002
 """New shares are sent when they lower the overall imbalance by at least this: they cost a message."""
-
-
-@dataclass(frozen=True, eq=False)
-class Past:
-    """What the mind remembers from one window to the next. Whoever calls it keeps this, and gives it back.
-
-    Attributes:
-        windows: the newest windows, oldest first, at most ``config.forecast_windows``.
-        plans: plans decided so far.
-        promised: the imbalance that the newest plan promised; None before the first.
-    """
-
-    windows: tuple[HeatWindow, ...] = ()
-    plans: int = 0
-    promised: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +48,7 @@ class State:
     settled: bool
     movable: bool
     bytes_per_expert: int = 0
-    past: Past = Past()
+    past: Past = field(default_factory=Past)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,74 +85,163 @@ class Decision:
 
 
 def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, Decision]:
-    """The next state and what to do about ``window``, whose heat is the forecast of the next.
+    """The next state and what to do about ``window``. ``clock`` is the engine's step. Deterministic.
 
-    ``clock`` is the engine's step. Weights are moved only where shares alone cannot do it: when a plan
-    with moves promises an imbalance lower by ``config.min_gain`` than the best shares of the present
-    placement. Deterministic.
+    What is expected comes from the windows remembered (``config.forecast``). A change is planned on the older
+    half of that heat and made only if it gains on the newer half too, by more than ``config.confidence``
+    standard errors: new shares from an imbalance of 0.002, moves from ``config.min_gain``. Weights are moved
+    only where shares alone cannot do it, and where the step time saved while traffic may stay as it is
+    outweighs the time that the bytes take; layers that do not pay for theirs are left out.
 
     Raises:
-        PlanRefusedError: the policy returned a plan that breaks an invariant.
-        ValueError: the policy's name is unknown.
+        PlanRefusedError: policy or forecast returned what breaks an invariant.
+        ValueError: the name of the policy or the forecast is unknown.
     """
-    heat_LE = window.heat_LE.astype("float64")
-    now = _overall(state, heat_LE, state.placement, state.shares)
+    weight_K = _kind_weights(state.config, len(window.tokens_K))
+    heat_LE = np.tensordot(weight_K, window.heat_KSLE.sum(axis=1), axes=1)
+    trial = Trial(state.topology, state.placement, state.shares, TokenLoad(state.topology), ())
+    now = overall_imbalance(trial.loads(heat_LE, state.placement, state.shares))
+    past = state.past.with_window(window, state.config.forecast_windows)
+    quiet = Decision("nothing", None, "", clock, now, now, promised=past.promised)
 
-    past = replace(state.past, windows=(*state.past.windows, window)[-state.config.forecast_windows :])
-    state = replace(state, past=past)
-
-    def decided(action: Action, plan: Plan | None, reason: str, predicted: float) -> Decision:
-        return Decision(action, plan, reason, clock, now, predicted, promised=past.promised)
+    def nothing(reason: str) -> tuple[State, Decision]:
+        return replace(state, past=past), replace(quiet, reason=reason)
 
     if not heat_LE.any():
-        return state, decided("nothing", None, "no token in this window", now)
+        return nothing("no token in this window")
     if not state.settled:
-        return state, decided("nothing", None, "moves are under way", now)
-    shares_plan = _reshare(state, window, heat_LE)
-    by_shares = _overall(state, heat_LE, state.placement, shares_plan.shares)
-    plan, predicted = shares_plan, by_shares
-    action: Action = "shares"
-    if state.config.mode != "shares" and state.movable:
-        moves_plan = _with_moves(state, window, heat_LE)
-        by_moves = _overall(state, heat_LE, moves_plan.placement, moves_plan.shares)
-        if moves_plan.moves and by_shares - by_moves >= state.config.min_gain:
-            plan, predicted, action = moves_plan, by_moves, "moves"
-    if action == "shares" and now - by_shares < _SHARES_GAIN:
-        return state, decided("nothing", None, f"balanced as well as it can be: {now:.3f}", now)
-    reason = f"{len(plan.moves)} moves and new shares: imbalance {now:.3f} to {predicted:.3f}"
-    if action == "shares":
-        reason = f"new shares alone: imbalance {now:.3f} to {predicted:.3f}"
-    plan = replace(plan, reason=reason)
-    past = replace(past, plans=past.plans + 1, promised=predicted)
-    return replace(state, past=past), decided(action, plan, reason, predicted)
+        return nothing("moves are under way")
+    past = past.with_outcome(
+        state.placement, lambda before: overall_imbalance(trial.loads(heat_LE, before)) - now
+    )
+    cases = look_ahead(past.glimpses, state.config.forecast, weight_K, robust=state.config.robust)
+    if not cases:
+        return nothing("one slice of heat alone cannot be checked against another: waiting for the next")
+    trial = replace(trial, cases=cases)
+    decision = _decide(replace(state, past=past), window, trial, quiet)
+    if decision.plan is not None:
+        moved = None
+        if decision.by_shares is not None and decision.by_moves is not None and decision.action == "moves":
+            moved = Promise(state.placement, decision.by_shares - decision.by_moves)
+        past = past.with_plan(decision.predicted, moved)
+    return replace(state, past=past), decision
 
 
-def _overall(state: State, heat_LE: FloatArray, placement: Placement, shares_LP: FloatArray) -> float:
-    return overall_imbalance(rank_loads(heat_LE, placement, shares_LP, state.topology))
+def _kind_weights(config: Config, kinds: int) -> FloatArray:
+    """What a token of each kind weighs; 1 where the kinds are not those of `window.KINDS`."""
+    if kinds != len(KINDS):
+        return np.ones(kinds)
+    return np.array([config.prefill_weight, config.decode_weight])
 
 
-def _reshare(state: State, window: HeatWindow, heat_LE: FloatArray) -> Plan:
-    """The best shares for what the slots hold now."""
-    shares_LP = balanced_shares(heat_LE, state.placement, state.topology)
-    load_LG = rank_loads(heat_LE, state.placement, shares_LP, state.topology)
-    return Plan(
-        placement=state.placement,
+def _decide(state: State, window: HeatWindow, trial: Trial, quiet: Decision) -> Decision:
+    """Moves where they pay, else new shares where they do, else nothing."""
+    moves = _weigh_moves(state, window, trial)
+    known = replace(quiet, predicted=trial.as_is, by_shares=trial.by_shares, by_moves=moves.by_moves)
+    if moves.plan is not None:
+        return _with_moves(state, window, trial, moves, known)
+    reason = f"balanced as well as it can be: {quiet.imbalance:.3f}"
+    if trial.as_is - trial.reshared >= _SHARES_GAIN:
+        gain = trial.share_gain()
+        if gain.is_sure(_SHARES_GAIN, state.config.confidence):
+            reason = f"new shares alone: imbalance {quiet.imbalance:.3f} to {trial.reshared:.3f}"
+            as_is = Plan(state.placement, trial.new_shares, (), np.ones(0), np.ones(0), reason, ())
+            plan = _served(trial, as_is, trial.new_shares, reason, window.layer_ids)
+            return replace(known, action="shares", plan=plan, reason=reason, predicted=trial.reshared)
+        reason = f"new shares would gain {gain.value:.3f} ± {gain.error:.3f}, too little or chance"
+    return replace(known, reason=moves.reason or reason)
+
+
+def _with_moves(state: State, window: HeatWindow, trial: Trial, moves: _Moves, known: Decision) -> Decision:
+    assert moves.plan is not None
+    plan, count = moves.plan, len(moves.plan.moves)
+    shares_LP = trial.objective.shares(trial.cases[0].heat_LE, plan.placement)
+    predicted = overall_imbalance(trial.loads(trial.cases[0].heat_LE, plan.placement, shares_LP))
+    reason = f"{count} moves and new shares: imbalance {known.imbalance:.3f} to {predicted:.3f}"
+    return replace(
+        known,
+        action="moves",
+        plan=_served(trial, plan, shares_LP, reason, window.layer_ids),
+        reason=reason,
+        predicted=predicted,
+        moved_bytes=count * state.bytes_per_expert,
+        saved_ms=moves.saved_ms,
+        price_ms=moving_ms(count * state.bytes_per_expert, state.config.link_bytes_per_second),
+    )
+
+
+def _served(trial: Trial, plan: Plan, shares_LP: FloatArray, reason: str, layer_ids: tuple[int, ...]) -> Plan:
+    """The plan with these shares, and what they bring of the forecast."""
+    heat_LE = trial.cases[0].heat_LE
+    return replace(
+        plan,
         shares=shares_LP,
-        moves=(),
-        imbalance=layer_imbalance(load_LG),
-        bound=imbalance_bound(heat_LE, state.topology),
-        reason="new shares alone",
-        layer_ids=window.layer_ids,
+        imbalance=layer_imbalance(trial.loads(heat_LE, plan.placement, shares_LP)),
+        bound=imbalance_bound(trial.objective.weights(heat_LE), trial.topology),
+        reason=reason,
+        layer_ids=layer_ids,
     )
 
 
-def _with_moves(state: State, window: HeatWindow, heat_LE: FloatArray) -> Plan:
-    request = PlanRequest(
-        heat_LE=heat_LE,
-        topology=state.topology,
-        current=state.placement,
-        max_imbalance=state.config.max_imbalance,
-        max_moves=state.config.max_moves,
-        shares="balanced",
+class _Moves(NamedTuple):
+    """Whether to move. ``reason``: why not; empty where nothing was asked, and where moves pay."""
+
+    reason: str = ""
+    plan: Plan | None = None
+    by_moves: float | None = None
+    saved_ms: float = 0.0
+
+
+def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
+    """Plans on the older halves, and where that gains on the newer ones on all of the heat; then leaves out
+    the layers that do not pay."""
+    config, past, by_shares = state.config, state.past, trial.by_shares
+    if config.mode == "shares" or not state.movable or by_shares - 1 < config.min_gain:
+        return _Moves()
+    steps = past.trust * past.steps_left(window.end_step, config.plan_life_steps)
+    worth_ms = StepTime.of(config).saved_ms(1.0, steps)
+    move_ms = moving_ms(state.bytes_per_expert, config.link_bytes_per_second)
+    most = (
+        config.max_moves if move_ms == 0 else min(config.max_moves, int(worth_ms * (by_shares - 1) / move_ms))
     )
-    return make_plan(request, policy=state.config.policy, layer_ids=window.layer_ids)
+    if most < 1:
+        return _Moves(f"no move would pay within the {steps:.0f} steps that traffic may stay as it is")
+    plan = _plan_moves(state, trial, [case.older_LE for case in trial.cases], most)
+    gain = trial.move_gain(plan.placement)
+    if not gain.is_sure(config.min_gain, config.confidence):
+        told = f"{gain.value:.3f} ± {gain.error:.3f} on heat that they were not planned on"
+        return _Moves(f"moves would gain {told}, which is too little or may be chance")
+    heats = [case.heat_LE for case in trial.cases]
+    plan = _plan_moves(state, trial, heats, most)
+    moves_L = _moves_per_layer(plan)
+    pays_L = worth_ms * trial.layer_gains(plan.placement) > move_ms * moves_L
+    if not pays_L[moves_L > 0].all():
+        plan = _plan_moves(state, trial, [np.where(pays_L[:, None], heat_LE, 0) for heat_LE in heats], most)
+    by_moves = trial.imbalance(plan.placement)
+    found = _Moves("", None, by_moves, worth_ms * min(by_shares - by_moves, gain.value))
+    if by_shares - by_moves < config.min_gain:
+        return found._replace(
+            reason=f"moves that pay would gain {by_shares - by_moves:.3f}, less than is asked"
+        )
+    return found._replace(plan=plan)
+
+
+def _moves_per_layer(plan: Plan) -> Int64Array:
+    return np.bincount([move.layer for move in plan.moves], minlength=plan.placement.layers)
+
+
+def _plan_moves(state: State, trial: Trial, heats: list[FloatArray], most: int) -> Plan:
+    """At most ``most`` moves for these heats. Layers without heat stay as they are."""
+
+    def make(heat_LE: FloatArray) -> Plan:
+        request = PlanRequest(
+            heat_LE=trial.objective.weights(heat_LE),
+            topology=state.topology,
+            current=state.placement,
+            max_imbalance=state.config.max_imbalance,
+            max_moves=most,
+            shares="balanced",
+        )
+        return make_plan(request, policy=state.config.policy)
+
+    return plan_for_worst(heats, make, lambda heat_LE, plan: trial.loads(heat_LE, plan.placement))

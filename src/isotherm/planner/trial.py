@@ -1,0 +1,93 @@
+"""Placements tried on what is expected: how well they would serve it, and what of that is certain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from isotherm.arrays import FloatArray
+from isotherm.placement import Placement, rank_loads
+from isotherm.planner.held_out import Gain, Served, held_out_gain
+from isotherm.planner.objective import Objective
+from isotherm.planner.outlook import Case
+from isotherm.topology import Topology
+from isotherm.window import overall_imbalance
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What is served now, what is expected, and what a load is.
+
+    Where there are several cases a placement is as good as its worst. Each case is served with the best
+    shares for it, since shares follow traffic from window to window.
+    """
+
+    topology: Topology
+    placement: Placement
+    shares: FloatArray
+    objective: Objective
+    cases: tuple[Case, ...]
+
+    def loads(
+        self, heat_LE: FloatArray, placement: Placement, shares_LP: FloatArray | None = None
+    ) -> FloatArray:
+        """What each rank would carry, float64 [layers, ranks]; with the best shares where none are given."""
+        if shares_LP is None:
+            shares_LP = self.objective.shares(heat_LE, placement)
+        return rank_loads(heat_LE, placement, self.objective.units(placement, shares_LP), self.topology)
+
+    @cached_property
+    def as_is(self) -> float:
+        """The imbalance of the forecast as it is served now."""
+        return overall_imbalance(self.loads(self.cases[0].heat_LE, self.placement, self.shares))
+
+    @cached_property
+    def new_shares(self) -> FloatArray:
+        """The best shares for the forecast while weights stay, float64 [layers, slots]."""
+        return self.objective.shares(self.cases[0].heat_LE, self.placement)
+
+    @cached_property
+    def reshared(self) -> float:
+        """The imbalance of the forecast with them."""
+        return overall_imbalance(self.loads(self.cases[0].heat_LE, self.placement, self.new_shares))
+
+    @cached_property
+    def by_shares(self) -> float:
+        """The worst overall imbalance of all cases while weights stay, each with its best shares."""
+        others = (self.loads(case.heat_LE, self.placement) for case in self.cases[1:])
+        return max([self.reshared, *map(overall_imbalance, others)])
+
+    def imbalance(self, placement: Placement) -> float:
+        """The worst overall imbalance of all cases, each with its best shares."""
+        return max(overall_imbalance(self.loads(case.heat_LE, placement)) for case in self.cases)
+
+    def share_gain(self) -> Gain:
+        """What new shares gain on the newer half of the forecast, found on its older half."""
+        case = self.cases[0]
+        in_force = Served(self.placement, self.objective.units(self.placement, self.shares))
+        new = self._fitted(self.placement, case)
+        return held_out_gain(case.newer_LE, case.scatter, in_force, new, self.topology)
+
+    def move_gain(self, placement: Placement) -> Gain:
+        """What a placement found on the older halves gains on the newer ones over the present one, both with
+        shares found on the older: in the worst case of each, with the largest error of all."""
+        gains = []
+        for case in self.cases:
+            old, new = (self._fitted(each, case) for each in (self.placement, placement))
+            gains.append(held_out_gain(case.newer_LE, case.scatter, old, new, self.topology))
+        worst = max(gain.old for gain in gains), max(gain.new for gain in gains)
+        return Gain(*worst, max(gain.error for gain in gains))
+
+    def layer_gains(self, placement: Placement) -> FloatArray:
+        """What each layer adds to the gain in overall imbalance of the case served worst now."""
+        loads = [self.loads(case.heat_LE, self.placement) for case in self.cases]
+        worst = int(np.argmax([overall_imbalance(load_LG) for load_LG in loads]))
+        after_LG = self.loads(self.cases[worst].heat_LE, placement)
+        gain_L = loads[worst].max(axis=1) - after_LG.max(axis=1)
+        return np.asarray(gain_L / loads[worst].mean(axis=1).sum())
+
+    def _fitted(self, placement: Placement, case: Case) -> Served:
+        shares_LP = self.objective.shares(case.older_LE, placement)
+        return Served(placement, self.objective.units(placement, shares_LP))
