@@ -87,6 +87,6 @@ def _check_once(file: PlacementFile, ranks: int) -> None:
         layer, rank, place = twice[0]
         expert = sorted_LGS[layer, rank, place]
         raise ValueError(
-            f"layer {file.layer_ids[layer]}: rank {rank} holds expert {expert} twice, and vLLM Ascend knows one "
-            "of each on a rank: plan for it (engine='vllm-ascend', or --format vllm-ascend)"
+            f"layer {file.layer_ids[layer]}: rank {rank} holds expert {expert} twice, and vLLM Ascend "
+            "knows one of each on a rank: plan for it (engine='vllm-ascend', or --format vllm-ascend)"
         )
