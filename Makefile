@@ -18,7 +18,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 
 # What `isotherm bench` can measure.
-BENCHES := heat
+BENCHES := heat plan
 
 # The floors of pyproject.toml.
 OLDEST := numpy==1.26.4 numba==0.65.0

@@ -56,15 +56,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that is not to exceed ``limit``."""
+    """A figure that is not to exceed ``limit``, or, ``at_least``, not to fall below it."""
 
     name: str
     value: float
     limit: float
+    at_least: bool = False
 
     @property
     def ok(self) -> bool:
-        return self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "ok": self.ok}
@@ -127,7 +128,8 @@ class Report:
                 note=section["note"],
                 figures=tuple(Figure(**figure) for figure in section["figures"]),
                 targets=tuple(
-                    Target(target["name"], target["value"], target["limit"]) for target in section["targets"]
+                    Target(target["name"], target["value"], target["limit"], target["at_least"])
+                    for target in section["targets"]
                 ),
             )
             for section in data["sections"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-BenchName = Literal["heat"]
+BenchName = Literal["heat", "plan"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,12 @@ class BenchOptions:
     gather takes from the engine's steps, its latency, bytes and memory; for 58 layers of 256 experts. Two
     processes run on this machine for a minute or two.
 
+    plan: balancedness, bound, moves and time of every policy: from nothing, after a change of traffic, under
+    noise; how time grows; what other threads feel. A few minutes.
+
     Examples:
         isotherm bench heat
+        isotherm bench plan --traces statistics/
         isotherm bench heat --json > heat.json
     """
 
@@ -29,3 +34,7 @@ class BenchOptions:
     """Print figures and targets as JSON on stdout instead of the tables."""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Take a few samples only: shows that everything runs, and its figures mean little."""
+    traces: Path | None = None
+    """plan: a folder of JSON files {"logical_count": [layers][experts]}, named decode_in1000out1000.json,
+    prefill_in1024.json and decode_in500out1500.json as SGLang published them for DeepSeek-V3. Default: heat
+    drawn as uneven as that."""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from isotherm.bench.figures import Figure, Report, Section
+from isotherm.bench.figures import Figure, Report, Section, Target
 
 _PIPE_WIDTH = 150
 
@@ -36,8 +36,7 @@ def show_shortfalls(reports: Sequence[Report], console: Console) -> None:
     console.print(f"{total - len(short)} of {total} targets reached", style="bold", markup=False)
     for report, target in short:
         console.print(
-            f"falls short: {report.name}: {target.name}: {_number(target.value)}, "
-            f"to be at most {_number(target.limit)}",
+            f"falls short: {report.name}: {target.name}: {_number(target.value)}, to be {_limit(target)}",
             markup=False,
         )
 
@@ -75,16 +74,22 @@ def _targets_table(report: Report) -> Table:
     table = Table(title="Targets", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_column("at most", justify="right")
+    table.add_column("to be", justify="right")
     table.add_column("reached")
     for target in report.targets:
         reached = "yes" if target.ok else "[bold]no[/bold]"
-        table.add_row(target.name, _number(target.value), _number(target.limit), reached)
+        table.add_row(target.name, _number(target.value), _limit(target), reached)
     return table
 
 
+def _limit(target: Target) -> str:
+    return f"{'at least' if target.at_least else 'at most'} {_number(target.limit)}"
+
+
 def _number(value: float) -> str:
-    """Three digits, or all of a whole number."""
+    """Three digits, all of a whole number, and those of a ratio that tell it from 1."""
+    if 0.8 < value < 1 or 1 < value < 1.1:
+        return f"{value:.4f}"
     if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"

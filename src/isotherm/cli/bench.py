@@ -18,14 +18,25 @@ def run_bench(options: BenchOptions) -> int:
     Raises:
         MissingExtraError: torch is not installed.
         RuntimeError: a process of the benchmark failed.
+        ValueError: the folder of traces lacks a file, or is given to another benchmark than plan.
     """
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "torch")
     from isotherm.bench.heat import measure_heat
+    from isotherm.bench.planning import measure_planning
     from isotherm.bench.show import show_report, show_shortfalls, wide_console
 
     stderr = Console(stderr=True, highlight=False)
-    report = measure_heat(quick=options.quick, tell=lambda text: stderr.print(text, soft_wrap=True))
+
+    def tell(text: str) -> None:
+        stderr.print(text, soft_wrap=True)
+
+    if options.name == "plan":
+        report = measure_planning(options.traces, quick=options.quick, tell=tell)
+    elif options.traces is not None:
+        raise ValueError(f"--traces is for bench plan: leave it out of bench {options.name}")
+    else:
+        report = measure_heat(quick=options.quick, tell=tell)
     if options.json:
         json.dump(report.as_dict(), sys.stdout)
         sys.stdout.write("\n")
