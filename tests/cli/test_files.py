@@ -14,6 +14,7 @@ import pytest
 import isotherm as iso
 from isotherm.cli.file_options import parse_layers
 from isotherm.cli.main import main
+from isotherm.topology import Topology
 from isotherm.window import overall_imbalance
 
 LAYERS = (1, 2, 4)
@@ -97,6 +98,7 @@ def test_plan_writes_what_the_engine_loads_and_prints_what_it_brings(tmp_path: P
     topology = iso.Topology.for_model(experts=EXPERTS, redundant=4, ranks=4, nodes=2)
     heat = iso.read_heat(path).merged()
     planned = iso.plan(heat, topology, engine="vllm-ascend", policy="deepseek")
+    assert (report["ranks"], report["slots"]) == (4, 12)
     written = iso.read_placement(out, moe_layers=LAYERS)
     assert written.placement == planned.placement
     assert written.ranks == 4
@@ -125,6 +127,37 @@ def test_plan_goes_on_from_a_file_of_any_engine(tmp_path: Path, capsys, format: 
     report = json.loads(printed)
     changed = iso.read_placement(out).placement.slot_to_expert != placement.slot_to_expert
     assert changed.sum() == report["moves"] <= 7
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((), (4, 12, 1)),
+        (("--redundant", 0), (4, 8, 1)),
+        (("--nodes", 2), (4, 12, 2)),
+        (("--ranks", 2), (2, 8, 1)),
+        (("--ranks", 2, "--slots", 2, "--nodes", 2), (2, 10, 2)),
+    ],
+)
+def test_a_cluster_that_is_not_given_is_the_one_of_the_file(tmp_path: Path, capsys, given, wanted) -> None:
+    out, seen = tmp_path / "out.npz", []
+    real = Topology.for_model
+
+    def note(**values: int) -> Topology:
+        seen.append(real(**values))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Topology, "for_model", note)
+        code, _, err = run(capsys, "plan", make_heat(tmp_path), "--policy", "static", "--out", out, *given)
+    assert (code, err) == (0, "")
+    assert [(topology.ranks, topology.slots, topology.nodes) for topology in seen] == [wanted]
+    assert iso.read_placement(out).placement.slots == wanted[1]
+
+
+def test_a_file_that_knows_no_cluster_wants_ranks(tmp_path: Path, capsys) -> None:
+    code, _, err = run(capsys, "plan", statistics(tmp_path), "--out", tmp_path / "out.npz")
+    assert (code, "--ranks is missing, and the file does not say" in err) == (2, True)
 
 
 def test_plan_for_one_kind_of_tokens(tmp_path: Path, capsys) -> None:

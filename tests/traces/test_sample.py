@@ -60,7 +60,7 @@ def test_a_file_of_that_name_goes_before_the_one_that_ships(tmp_path: Path, monk
     "command",
     [
         ("inspect", "sample"),
-        ("plan", "sample", "--ranks", "8", "--redundant", "8", "--policy", "deepseek", "--out", "out.npz"),
+        ("plan", "sample", "--policy", "deepseek", "--out", "out.npz"),
         ("convert", "sample", "out.heat", "--format", "heat"),
         ("synth", "out.heat", "--like", "sample", "--windows", "2"),
     ],

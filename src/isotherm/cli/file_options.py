@@ -7,10 +7,15 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.progress import track
+
+from isotherm.topology import Topology
+
+if TYPE_CHECKING:
+    from isotherm.traces import HeatHeader
 
 _Item = TypeVar("_Item")
 
@@ -36,6 +41,27 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
             raise ValueError(f"--moe-layers {text}: give numbers and spans of them, such as 3-60 or 0,2,5-7")
         layers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(layers)
+
+
+def imagined_topology(
+    header: HeatHeader, *, ranks: int | None, nodes: int | None, redundant: int | None
+) -> Topology:
+    """The cluster that options describe; where they leave ranks out, the one that the heat was collected on.
+
+    ``nodes`` and ``redundant`` left out are 1 and 0 of ranks that are given, and the file's otherwise.
+
+    Raises:
+        ValueError: nobody says how many ranks there are, or the numbers do not fit together.
+    """
+    own = header.topology
+    if ranks is not None:
+        ranks, nodes, redundant = ranks, nodes or 1, redundant or 0
+    elif own is not None:
+        ranks, nodes = own.ranks, own.nodes if nodes is None else nodes
+        redundant = own.slots - header.experts if redundant is None else redundant
+    else:
+        raise ValueError("--ranks is missing, and the file does not say on how many ranks it was collected")
+    return Topology.for_model(experts=header.experts, redundant=redundant, ranks=ranks, nodes=nodes)
 
 
 def print_json(value: Any) -> None:

@@ -15,6 +15,7 @@ from isotherm.cli.file_options import (
     InputFormat,
     PlacementFormat,
     as_text,
+    imagined_topology,
     parse_layers,
     print_json,
     tell_notes,
@@ -43,6 +44,7 @@ class PlanOptions:
     """Plans a placement for the heat in a file, and writes it for an engine to load.
 
     Examples:
+        isotherm plan sample --out plan.npz --plot plan.html
         isotherm plan decode.heat --ranks 32 --nodes 4 --redundant 32 --format vllm-ascend --out map.json
         isotherm plan dump.pt --ranks 16 --redundant 16 --format sglang --out location.json
         isotherm plan decode.heat --ranks 32 --redundant 32 --current old.npz --max-moves 500 --out new.npz
@@ -50,13 +52,13 @@ class PlanOptions:
 
     file: Annotated[Path, tyro.conf.Positional]
     """The heat: of any system that `isotherm inspect` reads."""
-    ranks: int
-    """Ranks of the expert-parallel group."""
     out: Path
     """The placement file to write: it appears whole, or stays as it was."""
-    nodes: int = 1
+    ranks: int | None = None
+    """Ranks of the expert-parallel group; those that the heat was collected on, where the file knows them."""
+    nodes: int | None = None
     """Machines that the ranks are on, equally many on each."""
-    redundant: Annotated[int, tyro.conf.arg(aliases=("--slots",))] = 0
+    redundant: Annotated[int | None, tyro.conf.arg(aliases=("--slots",))] = None
     """Slots beyond one for each expert, over all ranks."""
     format: PlacementFormat = "isotherm"
     """For whom to write."""
@@ -104,8 +106,8 @@ def run_plan(options: PlanOptions) -> int:
         model_layers=options.model_layers,
     )
     tell_notes(trace.notes)
-    topology = Topology.for_model(
-        experts=trace.header.experts, redundant=options.redundant, ranks=options.ranks, nodes=options.nodes
+    topology = imagined_topology(
+        trace.header, ranks=options.ranks, nodes=options.nodes, redundant=options.redundant
     )
     window = _of_kind(trace.merged(slices=SLICES), trace, options.kind)
     current = None if options.current is None else _read_current(options.current, trace)
@@ -121,7 +123,7 @@ def run_plan(options: PlanOptions) -> int:
         planned,
         options.out,
         format=options.format,
-        ranks=options.ranks,
+        ranks=topology.ranks,
         model_layers=options.model_layers or trace.header.model_layers,
         mtp_layers=options.mtp_layers,
     )
@@ -129,10 +131,10 @@ def run_plan(options: PlanOptions) -> int:
     if options.json:
         print_json(report)
     else:
-        _print_report(report, planned, options, wide_console())
+        _print_report(report, planned, topology, options, wide_console())
     if options.plot is not None:
         figure = draw_plan(_picture(trace, window, topology, current, planned, options))
-        text = as_text(lambda console: _print_report(report, planned, options, console))
+        text = as_text(lambda console: _print_report(report, planned, topology, options, console))
         write_picture(figure, options.plot, title=f"Plan for {options.file.name}", text=text)
     return 0
 
@@ -180,6 +182,8 @@ def _report(
     return {
         "out": str(options.out),
         "format": options.format,
+        "ranks": topology.ranks,
+        "slots": topology.slots,
         "policy": options.policy,
         "reason": planned.reason,
         "moves": len(planned.moves),
@@ -227,7 +231,9 @@ def _picture(
     )
 
 
-def _print_report(report: dict[str, Any], planned: Plan, options: PlanOptions, console: Console) -> None:
+def _print_report(
+    report: dict[str, Any], planned: Plan, topology: Topology, options: PlanOptions, console: Console
+) -> None:
     table = Table(title="Imbalance: hottest rank over the mean", title_justify="left")
     for name in ("", "overall", "p50", "p95", "worst", "in layer"):
         table.add_column(name, justify="right")
@@ -245,7 +251,7 @@ def _print_report(report: dict[str, Any], planned: Plan, options: PlanOptions, c
     slots = planned.placement.slots
     console.print(
         f"{options.out}: {options.format}, {planned.placement.layers} layers of {slots} slots on "
-        f"{options.ranks} ranks",
+        f"{topology.ranks} ranks",
         markup=False,
         soft_wrap=True,
     )
