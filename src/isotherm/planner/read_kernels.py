@@ -27,8 +27,8 @@ def choose_replicas(
         while _relieve(weight_LE[row], slot_expert_LP[row], load_G, chosen_E):
             pass
         shares_LP[row] = 0.0
-        for slot in chosen_E:
-            shares_LP[row, slot] = 1.0
+        for each in chosen_E:
+            shares_LP[row, each] = 1.0
 
 
 @kernel
