@@ -9,7 +9,7 @@ import isotherm as iso
 from isotherm.placement import check_shares
 from isotherm.planner.price import StepTime
 from isotherm.replay.cluster import Cluster
-from isotherm.replay.course import Course, Pace, aim, arrive, next_moves
+from isotherm.replay.course import Course, Pace, aim, arrive
 
 TOPOLOGY = iso.Topology(ranks=4, slots_per_rank=3, nodes=2)
 EXPERTS = 9
@@ -40,7 +40,7 @@ def test_every_goal_is_reached_and_every_expert_served_on_the_way(data):
     limit = data.draw(st.integers(1, 5))
     pace = Pace(Cluster(TOPOLOGY, expert_bytes=10), in_flight=limit, bytes_per_step=20)
     heat = np.random.default_rng(0).integers(1, 9, (2, EXPERTS))
-    course, epochs = aim(Course.start(start), a_plan(goal), 100), 0
+    course, epochs = aim(Course.start(start), a_plan(goal), 100, heat, pace), 0
     while course.ready_step is not None:
         before = course
         course = arrive(course, heat, pace)
@@ -59,28 +59,15 @@ def test_every_goal_is_reached_and_every_expert_served_on_the_way(data):
     assert needed <= course.moves <= 3 * needed
 
 
-def test_a_swap_travels_through_a_redundant_slot():
-    live = np.array([[0, 1, 2, 0]], np.int32)
-    goal = np.array([[0, 2, 1, 0]], np.int32)
-    (detour,) = next_moves(live, goal, 3, 9)
-    assert (detour.slot, detour.expert) == (0, 1)
-    assert next_moves(goal, goal, 3, 9) == ()
-
-
-def test_empty_slots_are_filled_at_once_and_left_empty_where_the_goal_says_so():
-    live, goal = np.array([[0, 1, -1, -1]], np.int32), np.array([[0, 1, 1, -1]], np.int32)
-    assert next_moves(live, goal, 2, 9) == (iso.Move(0, 2, 1),)
-
-
 def test_links_are_as_busy_as_the_rank_that_receives_most():
     cluster = Cluster(TOPOLOGY, expert_bytes=100, link_bytes_per_second=10, node_bytes_per_second=50)
     # Rank 0 receives from its own node (2 s) and from the other (10 s), rank 3 from itself.
     assert cluster.move_seconds(np.array([0, 1, 9]), np.array([3, 6, 10])) == pytest.approx(12)
     assert cluster.move_seconds(np.array([], int), np.array([], int)) == 0
-    pace = Pace(cluster, in_flight=9, bytes_per_step=1000)
+    pace, heat = Pace(cluster, in_flight=9, bytes_per_step=1000), np.ones((1, EXPERTS))
     start = iso.Placement(np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 0, 0]]), EXPERTS)
     goal = iso.Placement(np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 8, 1]]), EXPERTS)
-    course = arrive(aim(Course.start(start), a_plan(goal), 0), np.ones((1, EXPERTS)), pace)
+    course = arrive(aim(Course.start(start), a_plan(goal), 0, heat, pace), heat, pace)
     # Slots 10 and 11, both of rank 3: expert 8 from rank 2 of its node, expert 1 from the other node.
     assert course.moving_seconds == pytest.approx(2 + 10)
 

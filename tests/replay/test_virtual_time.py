@@ -58,7 +58,8 @@ def test_plans_are_in_force_one_window_late_and_moves_take_their_steps():
     windows, decisions = drifting_windows(12), []
     cluster = Cluster(TOPOLOGY, expert_bytes=EXPERT_BYTES, step=StepTime(100, 0.5))
     report = replay_trace(windows, cluster, FULL, delay_steps=1, on_decision=decisions.append)
-    assert [row.action for row in report.windows] == [decision.action for decision in decisions]
+    asked = [row for row in report.windows if row.reason != "moves are under way"]
+    assert [row.reason for row in asked] == [decision.reason for decision in decisions]
     assert {"moves"} <= {decision.action for decision in decisions}
     start = iso.Placement.default(iso.MoEShape(3, 8, 2), TOPOLOGY)
     # The first window: as loaded. What it decided begins to be in force in the second, after one step.
@@ -71,9 +72,7 @@ def test_plans_are_in_force_one_window_late_and_moves_take_their_steps():
     assert report.windows[1].moves > 0
     # Two slots are retired in step 9 and published 3 steps later: 1 to leave them, 2 for their bytes.
     batches = -(-len(plan.moves) // 2)
-    first_settled = next(
-        number for number, decision in enumerate(decisions[1:], 1) if "under way" not in decision.reason
-    )
+    first_settled = report.windows.index(asked[1])
     assert 9 + 3 * batches <= windows[first_settled].end_step
     assert sum(row.moves for row in report.windows[: first_settled + 1]) >= len(plan.moves)
     for row in report.windows:
@@ -164,11 +163,13 @@ def serve_live(rank):
 
 def test_a_recorded_live_run_replays_to_the_same_plans(tmp_path):
     windows, live, ended = run_ranks(serve_live, 2, tmp_path)[0]
-    assert len(windows) == len(live) >= 15
+    # While weights travel the mind is not asked, and how many steps that takes is a matter of the clock.
+    seen = [window for window in windows if window.end_step in {decision.step for decision in live}]
+    assert len(seen) == len(live) >= 10
     assert sum(decision.action == "moves" for decision in live) >= 2
     replayed = []
     cluster = Cluster(LIVE, expert_bytes=WEIGHTS_BYTES)
-    replay_trace(windows, cluster, LIVE_CONFIG, on_decision=replayed.append)
+    replay_trace(seen, cluster, LIVE_CONFIG, on_decision=replayed.append)
     for ours, theirs in zip(replayed, live, strict=True):
         assert (ours.action, ours.reason) == (theirs.action, theirs.reason)
         if theirs.plan is not None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from isotherm.arrays import Int32Array
 from isotherm.errors import PlanRefusedError
-from isotherm.placement import Placement, Plan
+from isotherm.placement import Move, Placement, Plan
 from isotherm.planner import plan
 from isotherm.planner.dispatch import Engine, rule_of
 from isotherm.planner.price import StepTime
 from isotherm.replay.cluster import Cluster
-from isotherm.replay.course import nearest_slot
 from isotherm.replay.serving import InForce, serve_window
 from isotherm.topology import MoEShape
 from isotherm.window import HeatWindow
@@ -171,5 +171,14 @@ def _untouched(window: HeatWindow, start: Placement, cluster: Cluster, engine: E
 def _moving_seconds(made: Plan, current: Placement, cluster: Cluster) -> float:
     """How long the busiest rank receives, each slot filled from the nearest that held its expert."""
     targets = np.array([move.slot for move in made.moves], np.int64)
-    sources = [nearest_slot(move, current.slot_to_expert[move.layer], cluster) for move in made.moves]
+    sources = [_nearest(move, current.slot_to_expert[move.layer], cluster) for move in made.moves]
     return cluster.move_seconds(targets, np.array(sources, np.int64))
+
+
+def _nearest(move: Move, held_P: Int32Array, cluster: Cluster) -> int:
+    """The slot that held the expert: on the same rank, else on the same node, else the lowest."""
+    slots = np.flatnonzero(held_P == move.expert)
+    size, per_node = cluster.topology.slots_per_rank, cluster.topology.ranks_per_node
+    rank, ranks = move.slot // size, slots // size
+    far = (ranks != rank) * 1 + (ranks // per_node != rank // per_node) * 1
+    return int(slots[far.argmin()])

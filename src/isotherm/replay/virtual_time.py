@@ -1,4 +1,4 @@
-"""A trace served again, in virtual time: the mind decides after each window as it does beside an engine."""
+"""A trace served again, in virtual time: the mind decides after a window as it does beside an engine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from isotherm.replay.serving import InForce, serve_window
 from isotherm.replay.yardstick import Yardstick
 from isotherm.topology import MoEShape
 from isotherm.window import HeatWindow
+
+_UNDER_WAY = "moves are under way"
 
 
 def replay_trace(
@@ -43,7 +45,7 @@ def replay_trace(
             ``p % experts``.
         delay_steps: gathering, planning and spreading.
         with_yardstick: replay DeepSeek's balancer beside it, for the score.
-        on_decision: called with each decision.
+        on_decision: called with each decision; the mind is not asked while moves are under way.
 
     Raises:
         ValueError: there is no window, its experts do not fit the slots, or the policy is unknown.
@@ -56,7 +58,7 @@ def replay_trace(
             player = _Player(window, cluster, config, placement, delay_steps, with_yardstick)
         row, decision = player.play(window)
         rows.append(row)
-        if on_decision is not None:
+        if on_decision is not None and decision is not None:
             on_decision(decision)
     if player is None:
         raise ValueError("there is no window to replay")
@@ -97,8 +99,8 @@ class _Player:
         )
         self.yardstick = Yardstick(start, topology) if with_yardstick else None
 
-    def play(self, window: HeatWindow) -> tuple[ReplayWindow, Decision]:
-        """Serves a window, then decides."""
+    def play(self, window: HeatWindow) -> tuple[ReplayWindow, Decision | None]:
+        """Serves a window, then asks the mind."""
         before = self._course
         served = serve_window(window, self._spans(window), self._cluster.topology)
         static = InForce(window.start_step, window.end_step, self._start, self._start.even_shares())
@@ -115,8 +117,8 @@ class _Player:
             moves=self._course.moves - before.moves,
             moving_seconds=self._course.moving_seconds - before.moving_seconds,
             saved_seconds=self._cluster.saved_seconds(window.steps, unbalanced, served.overall),
-            action=decision.action,
-            reason=decision.reason,
+            action="nothing" if decision is None else decision.action,
+            reason=_UNDER_WAY if decision is None else decision.reason,
         )
         return row, decision
 
@@ -131,13 +133,14 @@ class _Player:
         spans.append(InForce(start, window.end_step, self._course.placement, self._course.shares))
         return spans
 
-    def _decide(self, window: HeatWindow) -> Decision:
-        course = self._course
-        state = replace(
-            self._mind, placement=course.placement, shares=course.shares, settled=course.ready_step is None
-        )
+    def _decide(self, window: HeatWindow) -> Decision | None:
+        """What the mind says; None while moves are under way, when the balancer does not ask it either."""
+        course, self._newest_LE = self._course, window.heat_LE
+        if course.ready_step is not None:
+            return None
+        state = replace(self._mind, placement=course.placement, shares=course.shares)
         self._mind, decision = make_decision(state, window, window.end_step)
-        self._newest_LE = window.heat_LE
         if decision.plan is not None and self._mind.config.mode in ("shares", "full"):
-            self._course = aim(course, decision.plan, window.end_step + self._delay_steps)
+            step = window.end_step + self._delay_steps
+            self._course = aim(course, decision.plan, step, self._newest_LE, self._pace)
         return decision
