@@ -5,7 +5,8 @@ python tests/traces/fuzz_readers.py --seconds 600
 A file is damaged as it is, or inside what protects it: members of a zip file are damaged and packed again
 with the right checksums, so are the chunks of a heat file, and JSON is changed value by value. A reader may
 read what is left, or refuse it with one ValueError that names the file; anything else is printed with the
-seed that makes it, and so is a read that took long. What it finds becomes a test in test_mutations.py.
+seed that makes it, and so is a read that took long or much memory. Now and then a file is read as one of
+another system. What it finds becomes a test in test_mutations.py.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from test_mutations import MAKERS, mutate
 
-from isotherm.traces.files import read_heat, read_placement
+from isotherm.traces.files import FileFormat, read_heat, read_placement
 
 LONG_SECONDS = 5.0
+MUCH_MIB = 300
 PIECES = [
     b"\0" * 8,
     b"\xff" * 8,
@@ -181,10 +183,11 @@ def try_once(seed: int, folder: Path) -> str | None:
         target = rng.choice(sorted(path.iterdir()))
     data = target.read_bytes()
     target.write_bytes(rng.choice(ways(name, data))(data, rng))
-    begun = time.thread_time()
+    forced = rng.choice((None, None, None, *get_args(FileFormat)))
+    begun, peak = time.thread_time(), peak_mib()
     for read in (read_heat, read_placement):
         try:
-            found = read(path)
+            found = read(path, format=forced)
             if read is read_heat:
                 assert all(window.heat_KSLE.min() >= 0 for window in found)
         except ValueError as error:
@@ -193,7 +196,15 @@ def try_once(seed: int, folder: Path) -> str | None:
         except Exception:
             return f"{name}: {read.__name__}: {traceback.format_exc()}"
     seconds = time.thread_time() - begun
-    return f"{name}: took {seconds:.1f} s" if seconds > LONG_SECONDS else None
+    grown = peak_mib() - peak
+    if seconds > LONG_SECONDS or grown > MUCH_MIB:
+        return f"{name}, read as {forced}: took {seconds:.1f} s and {grown} MiB"
+    return None
+
+
+def peak_mib() -> int:
+    """The most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def main() -> int:
@@ -220,8 +231,7 @@ def main() -> int:
         seed += 1
         if time.monotonic() - begun >= options.seconds:
             break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"{seed - options.seed} files, {wrong} wrong, at most {peak} MiB")
+    print(f"{seed - options.seed} files, {wrong} wrong, at most {peak_mib()} MiB")
     return 1 if wrong else 0
 
 
