@@ -12,6 +12,7 @@ from isotherm.bench.plan_cases import measure_plans
 from isotherm.bench.plan_heat import Heats
 from isotherm.placement import Plan
 from isotherm.planner import plan, policies
+from isotherm.planner.request import ShareRule
 from isotherm.topology import Topology
 
 RANKS = (32, 16)
@@ -24,7 +25,7 @@ NOISE_BALANCE = 0.985
 
 _NOTE_CHANGE = (
     "From our own even-share plan for the first heat. Every layer is to reach the balancedness named; "
-    "'incremental' with shares, the other policies as they split. One redundant slot a rank. {source}"
+    "'incremental' with shares, the other policies split evenly. One redundant slot a rank. {source}"
 )
 _NOTE_NOISE = (
     "Each expert's heat times log-normal noise, {seeds} seeds, from our plan with shares. 'static' changes "
@@ -47,7 +48,10 @@ def measure_changes(heats: Heats, *, quick: bool) -> Section:
             start = plan(before, topology, shares="even").placement
             for policy, goal in [("incremental", 0.95), *((each, 0.97) for each in policies())]:
                 row = f"EP{ranks}+{ranks} {name} to {goal}, {policy}"
-                make = partial(plan, after, topology, start, policy=policy, max_imbalance=1 / goal)
+                shares: ShareRule = "balanced" if policy == "incremental" else "even"
+                make = partial(
+                    plan, after, topology, start, policy=policy, shares=shares, max_imbalance=1 / goal
+                )
                 measured = measure_plans(row, [make], quick=quick)
                 figures += measured.figures(moves=True)
                 if policy != "incremental":
