@@ -398,7 +398,7 @@ class Balancer:
             placement=ledger.placement,
             shares=ledger.shares,
             settled=ledger.phase is Phase.SETTLED,
-            movable=self._movable,
+            movable=self._movable and self._mover.is_clear,
             bytes_per_expert=self._bytes_per_expert,
             past=self._past,
         )

@@ -27,8 +27,9 @@ class _Line:
 
 
 class PlanLog:
-    """Follows the plan that rank 0 announced until a window was served by it, and then writes its line at
-    INFO. On other ranks it knows of no plan, and writes nothing. On the heartbeat's thread."""
+    """Follows the plan that rank 0 announced until a window was served by it, and then writes its line: at
+    INFO where weights move, at DEBUG for shares alone, which change window by window. On other ranks it
+    knows of no plan, and writes nothing. On the heartbeat's thread."""
 
     def __init__(self) -> None:
         self._line: _Line | None = None
@@ -66,7 +67,8 @@ class PlanLog:
         if line is None:
             return
         promise = line.promise
-        logger.info(
+        logger.log(
+            logging.INFO if promise.moves else logging.DEBUG,
             "isotherm: plan %d of step %d: imbalance %.3f, promised %.3f, achieved %s; %d moves, %.1f MB: %s",
             self._number,
             promise.step,

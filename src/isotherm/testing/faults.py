@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
+from isotherm.balancer import Balancer
 from isotherm.control import Link
 from isotherm.mover import HostTransport
 from isotherm.mover.ledger import Fill
+
+What = Literal[
+    "planner raises", "planner hangs", "wrong digest", "transfer fails", "transfer late", "rank pauses"
+]
 
 
 class HastyTransport(HostTransport):
@@ -19,3 +30,95 @@ class HastyTransport(HostTransport):
         first = 0 if self._spared else 1
         self._spared = True
         super().carry(fills[first:], link)
+
+
+class Fault:
+    """Something that goes wrong once, on one rank, at the first occasion from a step on. See `fail_at`."""
+
+    def __init__(self, rank: int, step: int, what: What, seconds: float) -> None:
+        self.rank = rank
+        self.step = step
+        self.what = what
+        self.seconds = seconds
+        self.has_fired = False
+        self._now: Callable[[], bool] = lambda: False
+
+    def arm(self, balancer: Balancer) -> None:
+        """Puts the fault into ``balancer``. Called on every rank; other ranks stay as they are."""
+        if balancer.rank != self.rank:
+            return
+        self._now = lambda: balancer.statistics().steps >= self.step
+        owner, name, happen = self._place(balancer)
+        self._wrap(owner, name, happen)
+
+    def _place(self, balancer: Balancer) -> tuple[Any, str, Callable[..., Any]]:
+        """What is called when it happens: an attribute, and what takes its place once."""
+        carrier = balancer._mover._carrier
+        transport = None if carrier is None else carrier._transport
+        if self.what.startswith("transfer") and transport is None:
+            raise ValueError(f"{self.what!r} needs a balancer that moves weights: build it with weights=")
+        places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+            "planner raises": (balancer, "_plan", self._raise),
+            "planner hangs": (balancer, "_plan", self._sleep_before),
+            "wrong digest": (balancer._announcer, "_digest", lambda real, data: int(real(data)) ^ 1),
+            "transfer fails": (transport, "carry", self._spoil),
+            "transfer late": (transport, "carry", self._sleep_before),
+            "rank pauses": (balancer._forward, "begin", self._pause_before),
+        }
+        return places[self.what]
+
+    def _wrap(self, owner: Any, name: str, happen: Callable[..., Any]) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any) -> Any:
+            if self.has_fired or not self._now():
+                return real(*args)
+            self.has_fired = True
+            return happen(real, *args)
+
+        setattr(owner, name, call)
+
+    def _raise(self, real: Callable[..., Any], *args: Any) -> Any:
+        raise RuntimeError(f"{self.what}, on purpose")
+
+    def _sleep_before(self, real: Callable[..., Any], *args: Any) -> Any:
+        time.sleep(self.seconds)
+        return real(*args)
+
+    def _spoil(self, real: Callable[..., Any], fills: Sequence[Fill], link: Link) -> None:
+        """Half of the bytes have come, and they are wrong. The other ranks' part of the call is made."""
+        transport = real.__self__  # type: ignore[attr-defined]
+        real(fills, link)
+        for fill in fills:
+            if transport._topology.rank_of(fill.target) == link.rank:
+                for view in transport._views(fill, fill.target):
+                    view[: view.numel() // 2 + 1].zero_()
+        raise RuntimeError("transfer fails, on purpose")
+
+    def _pause_before(self, real: Callable[..., Any], *args: Any) -> Any:
+        """Stops this process, all its threads; another one lets it go on."""
+        wake = f"import os, signal, time; time.sleep({self.seconds}); os.kill({os.getpid()}, signal.SIGCONT)"
+        with subprocess.Popen([sys.executable, "-S", "-c", wake]):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return real(*args)
+
+
+def fail_at(rank: int, step: int, what: What, *, seconds: float = 30.0) -> Fault:
+    """A fault of ``rank``, at the first occasion from ``step`` on, once; ``arm`` puts it into a balancer.
+
+    Args:
+        what: ``planner raises`` and ``planner hangs`` (for ``seconds``) happen on rank 0 alone, which plans.
+            ``wrong digest``: the rank finds another digest of a plan than it has. ``transfer fails``: half
+            the bytes of its part of a transfer come wrong, and it raises; ``transfer late``: it begins its
+            part ``seconds`` later. ``rank pauses``: its process is stopped for ``seconds`` (SIGSTOP).
+
+    Raises:
+        ValueError: an unknown fault, or one of the planner on another rank than 0.
+    """
+    if what not in get_args(What):
+        raise ValueError(f"what={what!r} is unknown: choose one of {', '.join(get_args(What))}")
+    if what.startswith("planner") and rank:
+        raise ValueError(f"{what!r} on rank {rank} never happens: rank 0 plans")
+    if what == "rank pauses" and not hasattr(signal, "SIGSTOP"):
+        raise ValueError("this system has no SIGSTOP, so no rank can be made to pause")
+    return Fault(rank, step, what, seconds)
