@@ -5,36 +5,93 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
+from isotherm.jit import kernel
+from isotherm.planner.bounds import lowest_peak
 from isotherm.planner.forest_kernels import plant
+from isotherm.planner.join_kernels import join_ranks
 from isotherm.planner.load_kernels import balanced_peak
-from isotherm.planner.pack_kernels import list_replicas, pack, separate, trade
+from isotherm.planner.pack_kernels import list_replicas, pack, separate
+from isotherm.planner.pair_kernels import pair
 from isotherm.planner.request import PlanRequest
-from isotherm.topology import Topology
+from isotherm.planner.trade_kernels import rank_sums, trade
 
-LEVELS = (1.0, 1.1, 1.2, 1.3)
-"""Loads, in units of the mean, for which trees of ranks with two slots are planted; the best is taken."""
+LEVELS = np.array([1.0, 1.03, 1.06])
+"""Loads, in units of the bound, for which trees of ranks with two slots are planted; the best is taken."""
+GAPS = np.array([1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25])
+"""How different two slots may be that trade places to join ranks, in units of the mean load."""
+JOIN_COST = 5e-4
+"""What the peak may rise, in units of the mean, for joining all ranks under even shares. Balanced shares
+level out what that costs."""
+NEAR_BOUND = 1e-3
+"""A layer within this part of its bound is good enough: no other way is tried."""
 
 
 def from_nothing(request: PlanRequest, heat: FloatArray) -> Int64Array:
-    """One layer from nothing: packed, or, with balanced shares and two slots a rank, planted where that is
-    better."""
-    ranks, heat_E = request.topology.ranks, np.array(heat)
-    packed_P = _pack(heat_E, request.topology)
-    two_slots = request.topology.slots_per_rank == 2 and request.experts > ranks
-    if request.shares == "even" or not two_slots or not heat_E.any():
-        return packed_P
-    level = heat_E.sum() / ranks
-    rows = [packed_P, *(plant(heat_E / (level * part), ranks) for part in LEVELS)]
-    return min(rows, key=lambda row_P: balanced_peak(row_P, heat_E, ranks))
+    """Slots to experts of one layer, int64 [slots].
+
+    Replicas are listed greedily and packed, slots traded, and ranks joined through the experts they share, so
+    that balanced shares can bring them to one level, and keep them there when heat drifts. With two slots a
+    rank replicas are also paired, and, with balanced shares, planted in trees; the best is taken.
+    """
+    topology, heat_E = request.topology, np.array(heat)
+    return place_layer(heat_E, topology.ranks, topology.slots_per_rank, request.shares == "balanced")
 
 
-def _pack(heat: FloatArray, topology: Topology) -> Int64Array:
-    """One layer from nothing, as good as even shares are brought quickly."""
-    heat_E = np.array(heat)
-    replica_P = list_replicas(heat_E, topology.slots, topology.ranks)
-    weight_E = heat_E / np.bincount(replica_P, minlength=len(heat_E))
-    expert_GS = replica_P[pack(weight_E[replica_P], topology.ranks)]
-    if topology.slots_per_rank <= len(heat_E):
+@kernel
+def place_layer(heat_E: FloatArray, ranks: int, size: int, balanced: bool) -> Int64Array:
+    mean = heat_E.sum() / ranks
+    unit_E = heat_E / mean if mean > 0.0 else heat_E
+    replica_P = list_replicas(unit_E, ranks * size, ranks)
+    count_E = np.bincount(replica_P, minlength=len(heat_E))
+    packed_GS = pack((unit_E / count_E)[replica_P], ranks)
+    best_P = arrange(replica_P[packed_GS.ravel()], unit_E, ranks, balanced)
+    if size != 2 or mean <= 0.0:
+        return best_P
+    bound, peak = lowest_peak(unit_E, ranks, size), peak_under(best_P, unit_E, ranks, balanced)
+    for attempt in range(-1, len(LEVELS) if balanced and len(heat_E) > ranks else 0):
+        if peak <= bound * (1.0 + NEAR_BOUND):
+            break
+        if attempt < 0:
+            other_P = arrange(pair(unit_E, ranks, bound), unit_E, ranks, balanced)
+        else:
+            other_P = plant(unit_E / (LEVELS[attempt] * bound), ranks)
+        other = peak_under(other_P, unit_E, ranks, balanced)
+        if other < peak:
+            best_P, peak = other_P, other
+    return best_P
+
+
+@kernel
+def arrange(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanced: bool) -> Int64Array:
+    """The slots after all trades that keep how many each expert has, int64 [slots]."""
+    expert_GS = slot_expert_P.reshape((ranks, -1))
+    count_E = np.bincount(slot_expert_P, minlength=len(heat_E))
+    weight_E = heat_E / count_E
+    if expert_GS.shape[1] <= len(heat_E):
         separate(expert_GS, weight_E)
-    trade(expert_GS, weight_E, heat_E.sum() / topology.ranks)
-    return expert_GS.ravel()
+    trade(expert_GS, weight_E, count_E > 0)
+    joined_GS = join(expert_GS, weight_E, count_E, GAPS)
+    if not balanced:
+        most = rank_sums(expert_GS, weight_E).max() + JOIN_COST
+        if rank_sums(joined_GS, weight_E).max() > most:
+            joined_GS = join(expert_GS, weight_E, count_E, GAPS[:1])
+    return joined_GS.ravel()
+
+
+@kernel
+def join(expert_GS: Int64Array, weight_E: FloatArray, count_E: Int64Array, gaps: FloatArray) -> Int64Array:
+    """Ranks joined, int64 [ranks, slots], and experts of one slot traded once more, which parts none."""
+    joined_GS = expert_GS.copy()
+    join_ranks(joined_GS.ravel(), expert_GS.shape[1], weight_E, gaps)
+    trade(joined_GS, weight_E, count_E == 1)
+    return joined_GS
+
+
+@kernel
+def peak_under(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanced: bool) -> float:
+    """The highest load, for heat of mean load 1."""
+    if balanced:
+        return balanced_peak(slot_expert_P, heat_E, ranks)
+    weight_E = heat_E / np.bincount(slot_expert_P, minlength=len(heat_E))
+    peak: float = rank_sums(slot_expert_P.reshape((ranks, -1)), weight_E).max()
+    return peak
