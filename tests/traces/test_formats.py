@@ -139,14 +139,14 @@ def test_the_dumps_of_all_ranks_are_added_up_pass_by_pass(tmp_path: Path) -> Non
 def test_per_token_dumps_tell_prefill_from_decode_unless_passes_mix_them(tmp_path: Path, mixed: bool) -> None:
     """Ids of tokens, padded with -1, and what is counted of them, as the mode per_token writes both."""
     map_LP, rng = a_map(), np.random.default_rng(4)
-    tokens, modes = (5, 2, 6, 1, 3), [1, 2, 1, 2, 3 if mixed else 2]
+    tokens, modes = (5, 2, 0, 6, 1, 3), [1, 2, 4, 1, 2, 3 if mixed else 2]
     ids = [rng.integers(-1, SLOTS, (len(LAYERS), count, 2)) for count in tokens]
     counts = np.array([[np.bincount(row[row >= 0], minlength=SLOTS) for row in ids_LTK] for ids_LTK in ids])
     made = records(
         counts, 0, forward_mode=modes, input_ids=[list(range(count)) for count in tokens],
-        positions=[[1]] * 5, extend_seq_lens=[[5], None, [6], None, None],
+        positions=[[1]] * 6, extend_seq_lens=[[5], None, None, [6], None, None],
         topk_ids_of_layer=[torch.from_numpy(each.astype(np.int32)) for each in ids],
-        misc_objects=[[{"layer_id": 0, "num_tokens_per_rank": [3]}]] * 5,
+        misc_objects=[[{"layer_id": 0, "num_tokens_per_rank": [3]}]] * 6,
     )  # fmt: skip
     path = save_records(tmp_path / "some.pt", made, map_LP)
     trace = read_heat(path, moe_layers=LAYERS, rows_per_window=4, top_k=2)

@@ -152,6 +152,7 @@ def test_a_full_disk_ends_no_balancing(tmp_path: Path, monkeypatch, caplog) -> N
     record.close()
     record.close()
     record(a_window(4))
+    assert record.lost == 2
     trace = iso.read_heat(tmp_path / "some.heat")
     assert [same_window(*pair) for pair in zip(trace, (a_window(0), a_window(3)), strict=True)] == [
         True,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from isotherm.cli.file_options import InputFormat, parse_layers, print_json, tell_notes
+from isotherm.cli.file_options import InputFormat, parse_layers, print_json, tell_notes, tracked
 
 OutputFormat = Literal["heat", "isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
 
@@ -82,7 +83,7 @@ def _convert_heat(options: ConvertOptions) -> dict[str, int]:
         rows_per_window=options.rows_per_window,
     )
     tell_notes(trace.notes)
-    write_heat(trace, options.out)
+    write_heat(trace, options.out, track=partial(tracked, doing="writing"))
     return {"windows": len(trace), "layers": len(trace.layer_ids), "experts": trace.header.experts}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,7 +110,9 @@ def run_plan(options: PlanOptions) -> int:
     topology = imagined_topology(
         trace.header, ranks=options.ranks, nodes=options.nodes, redundant=options.redundant
     )
-    window = _of_kind(trace.merged(slices=SLICES), trace, options.kind)
+    window = _of_kind(
+        trace.merged(slices=SLICES, track=partial(tracked, doing="reading")), trace, options.kind
+    )
     current = None if options.current is None else _read_current(options.current, trace)
     planned = plan(
         window,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,7 +67,7 @@ def run_synth(options: SynthOptions) -> int:
     elif layer_ids is not None:
         spec = _with(spec, "layers", len(layer_ids), f"--moe-layers {options.moe_layers}")
     trace = synthesize(spec, like=like_LE, layer_ids=layer_ids, model_layers=model_layers)
-    write_heat(trace, options.out, track=lambda windows: tracked(windows, "writing"))
+    write_heat(trace, options.out, track=partial(tracked, doing="writing"))
     statistics = measure_synthetic(
         spec, tracked(read_heat(options.out), "measuring"), like=options.like is not None
     )

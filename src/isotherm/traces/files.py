@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -33,8 +33,7 @@ from isotherm.traces.problems import parse_json, problem, read_whole
 from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.sources import ROWS_PER_WINDOW, PlacementFile, Source
 from isotherm.traces.stored import is_heat_file, read_heat_file
-from isotherm.traces.trace import HeatTrace
-from isotherm.window import HeatWindow
+from isotherm.traces.trace import HeatTrace, Track
 
 FileFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "token-ids"]
 """Whose file it is. isotherm: heat files and our own placements. token-ids: experts that tokens picked."""
@@ -173,7 +172,7 @@ def write_heat(
     trace: HeatTrace,
     path: str | os.PathLike[str],
     *,
-    track: Callable[[Sequence[HeatWindow]], Iterable[HeatWindow]] = iter,
+    track: Track = iter,
 ) -> None:
     """Writes a trace as a heat file, which appears whole, or stays as it was.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeAlias, overload
 
 from isotherm.arrays import Int64Array
 from isotherm.placement import Placement
 from isotherm.traces.header import HeatHeader
 from isotherm.traces.sums import WindowSum
 from isotherm.window import HeatWindow
+
+Track: TypeAlias = Callable[[Sequence[HeatWindow]], Iterable[HeatWindow]]
+"""Gives back windows as they are asked for, and may show progress."""
 
 SLICES = 16
 """Of a trace whose drift a policy looks at."""
@@ -66,11 +69,12 @@ class HeatTrace(Sequence[HeatWindow]):
         """Tokens per slice of time, up to ``SLICES``, layer and expert, all kinds. Reads every window."""
         return self.merged(slices=SLICES).heat_SLE
 
-    def merged(self, *, slices: int = 1) -> HeatWindow:
+    def merged(self, *, slices: int = 1, track: Track = iter) -> HeatWindow:
         """All windows as one: what to plan on. Reads every window, one at a time; has slot loads where every
-        window has them. ``slices``: parts of about equally many windows, so that drift stays visible."""
+        window has them. ``slices``: parts of about equally many windows, so that drift stays visible.
+        ``track`` is given the windows and gives them back, showing how far it came."""
         added = WindowSum(self.header, windows=len(self), slices=slices)
-        for window in self:
+        for window in track(self):
             added.add(window)
         return added.total()
 
