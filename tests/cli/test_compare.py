@@ -20,6 +20,7 @@ def test_policies_lengths_and_answers_in_words(tmp_path: Path, capsys) -> None:
     assert "Would balancing pay here? Yes: the work of the hottest ranks falls by 5% or more" in out
     assert "This is an upper bound" in out
     assert "Which window?" in out
+    assert "How many redundant slots?" in out
 
 
 def test_json_alone_and_the_step_that_is_known(tmp_path: Path, capsys) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import isotherm as iso
 from isotherm.placement import rank_loads
+from isotherm.planner.advice import advise
 from isotherm.planner.price import StepTime
 from isotherm.replay import Cluster
 from isotherm.replay.comparison import compare_policies
@@ -75,7 +76,12 @@ def test_each_window_is_served_by_the_plan_of_the_one_before(engine):
     loads = [rank_loads(heat, untouched.placement, shares, TOPOLOGY) for heat in windows[1].heat_SLE]
     assert first == pytest.approx(overall_imbalance(np.stack(loads)))
     assert {row.policy for row in found.rows} >= {"incremental", "deepseek", "swift", "flash", "static"}
-    json.dumps(found.as_dict(), allow_nan=False)
+    report = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    heat_LE = sum(window.heat_LE for window in windows)
+    even = "balanced" if engine == "isotherm" else "even"
+    advice = advise(heat_LE, 4, nodes=2, bytes_per_expert=cluster.expert_bytes, shares=even)
+    assert report["redundancy"]["advised"] == advice.redundant
+    assert [row["redundant"] for row in report["redundancy"]["rows"]] == [0, 4, 8, 16]
 
 
 def test_lengths_are_multiples_and_the_best_one_falls_furthest():

@@ -108,6 +108,7 @@ def _print_report(found: Comparison, options: CompareOptions, console: Console) 
     console.print(_policies_table(found))
     if found.lengths:
         console.print(_lengths_table(found))
+    console.print(_redundancy_table(found))
     for line in _answers(found):
         console.print(line, markup=False, soft_wrap=True)
 
@@ -157,6 +158,24 @@ def _lengths_table(found: Comparison) -> Table:
     return table
 
 
+def _redundancy_table(found: Comparison) -> Table:
+    table = Table(
+        title="Redundant slots, planned for all windows as if known beforehand", title_justify="left"
+    )
+    for name in ("redundant", "slots a rank", "imbalance", "worst layer", "layers within 1.03", "GiB a rank"):
+        table.add_column(name, justify="right")
+    for row in found.advice.rows:
+        table.add_row(
+            str(row.redundant),
+            str(row.slots_per_rank),
+            f"{row.imbalance.overall:.3f}",
+            f"{row.imbalance.worst:.3f}",
+            str(row.layers_within),
+            f"{row.bytes_per_rank / 2**30:.2f}",
+        )
+    return table
+
+
 def _answers(found: Comparison) -> list[str]:
     """The questions that one comes with, answered in words."""
     verdict = found.verdict
@@ -172,4 +191,7 @@ def _answers(found: Comparison) -> list[str]:
     best = best_length(found.lengths)
     if best is not None:
         lines.append(f"Which window? {best.steps} steps, of those tried.")
+    advice = found.advice
+    needing = f"{(advice.needed_L != advice.rows[0].redundant).sum()} of {len(advice.needed_L)} layers"
+    lines.append(f"How many redundant slots? {advice.reason}. {needing} need any for that.")
     return lines

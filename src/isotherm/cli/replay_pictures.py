@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 OURS_COLOUR = "#d1495b"
 _DPI = 110
-_LABEL_OFFSET = (7, 5)
+_LABEL_OFFSETS = ((0, 8), (0, 22))
 
 
 def draw_replay(title: str, report: ReplayReport) -> Figure:
@@ -51,15 +51,17 @@ def draw_policies(title: str, found: Comparison) -> Figure:
 
     figure = Figure(figsize=(7.6, 5.0), layout="constrained", dpi=_DPI)
     axes = figure.subplots()
-    for row in found.rows:
-        if row.refused is None:
-            colour = OURS_COLOUR if row.policy == found.policy else "black"
-            at = (100 * row.moved_part, row.balancedness)
-            axes.plot([at[0]] * 2, [row.worst_balancedness, at[1]], color=colour, lw=1, alpha=0.5)
-            axes.plot(*at, "o", color=colour)
-            axes.annotate(
-                row.policy, at, xytext=_LABEL_OFFSET, textcoords="offset points", color=colour, fontsize=10
-            )
+    shown = sorted((row for row in found.rows if row.refused is None), key=lambda row: row.moved_part)
+    for number, row in enumerate(shown):
+        colour = OURS_COLOUR if row.policy == found.policy else "black"
+        at = (100 * row.moved_part, row.balancedness)
+        axes.plot([at[0]] * 2, [row.worst_balancedness, at[1]], color=colour, lw=1, alpha=0.5)
+        axes.plot(*at, "o", color=colour)
+        # Policies that move alike are written above each other.
+        offset = _LABEL_OFFSETS[number % len(_LABEL_OFFSETS)]
+        axes.annotate(
+            row.policy, at, xytext=offset, textcoords="offset points", color=colour, fontsize=10, ha="center"
+        )
     axes.axhline(1, color="#cccccc", lw=0.8)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(-0.1, 150)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from isotherm.planner import policies
-from isotherm.planner.dispatch import Engine
+from isotherm.planner.advice import Advice, advise
+from isotherm.planner.dispatch import Engine, rule_of
 from isotherm.planner.price import StepTime
 from isotherm.replay.cluster import Cluster
 from isotherm.replay.lengths import LengthRow, best_length, try_lengths
@@ -28,6 +32,7 @@ class Comparison:
         windows: windows in the trace; 1: one matrix, and each plan served the heat that it was made on.
         rows: a policy each. lengths: windows of other lengths; none for one matrix.
         step: how long a step takes; None: not known.
+        advice: how many redundant slots, for the heat of all windows.
     """
 
     engine: Engine
@@ -37,6 +42,7 @@ class Comparison:
     lengths: tuple[LengthRow, ...]
     verdict: Verdict
     step: StepTime | None
+    advice: Advice
 
     @property
     def chosen(self) -> PolicyRow:
@@ -67,6 +73,12 @@ class Comparison:
             "policies": [row.as_dict() for row in self.rows],
             "window_lengths": [row.as_dict() for row in self.lengths],
             "best_window_steps": None if best is None else best.steps,
+            "redundancy": {
+                "advised": self.advice.redundant,
+                "reason": self.advice.reason,
+                "rows": [asdict(row) for row in self.advice.rows],
+                "needed_per_layer": self.advice.needed_L.tolist(),
+            },
         }
 
 
@@ -106,4 +118,17 @@ def compare_policies(
         lengths=() if alone else try_lengths(policy, windows, cluster, engine, chosen),
         verdict=judge(chosen.windows, cluster.step, one_matrix=alone),
         step=cluster.step,
+        advice=_advise(windows, cluster, engine),
+    )
+
+
+def _advise(windows: Sequence[HeatWindow], cluster: Cluster, engine: Engine) -> Advice:
+    return advise(
+        np.sum([window.heat_LE for window in windows], axis=0),
+        cluster.topology.ranks,
+        bytes_per_expert=cluster.expert_bytes,
+        nodes=cluster.topology.nodes,
+        shares="balanced" if rule_of(engine).split is None else "even",
+        layer_ids=windows[0].layer_ids,
+        threads=os.cpu_count() or 1,
     )
