@@ -76,7 +76,12 @@ def main() -> None:
     engine = parallelize(model, dist.group.WORLD, topology=topology, config=config)
     if rank == 0:
         recorder = record_to(
-            options.out, engine.balancer, model="the demo's Qwen3-MoE", engine="transformers"
+            options.out,
+            engine.balancer.shape,
+            topology,
+            placement=lambda: engine.balancer.placement,
+            model="the demo's Qwen3-MoE",
+            engine="transformers",
         )
         engine.balancer.on_window(recorder)
     generator = torch.Generator().manual_seed(rank)

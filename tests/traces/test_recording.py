@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,9 +27,9 @@ def record(rank: int, path: str) -> np.ndarray:
     collector = iso.HeatCollector(
         SHAPE, topology, dist.new_group(backend="gloo"), window_steps=4, slices=2, heartbeat_seconds=0.002
     )
-    writer = iso.HeatWriter(path, iso.HeatHeader.of(SHAPE, topology)) if rank == 0 else None
-    if writer is not None:
-        collector.on_window(writer.append)
+    recorder = record_to(path, SHAPE, topology) if rank == 0 else None
+    if recorder is not None:
+        collector.on_window(recorder)
     rng, heat_LE = np.random.default_rng(rank), np.zeros((3, 8), np.int64)
     for _ in range(12):
         for layer in range(3):
@@ -43,8 +42,8 @@ def record(rank: int, path: str) -> np.ndarray:
             assert time.monotonic() < deadline
             time.sleep(0.001)
     collector.close()
-    if writer is not None:
-        writer.close()
+    if recorder is not None:
+        recorder.close()
     return heat_LE
 
 
@@ -68,7 +67,9 @@ def balance(rank: int, path: str) -> tuple[list[np.ndarray], list[iso.Placement]
     )  # fmt: skip
     heats: list[np.ndarray] = []
     placements: list[iso.Placement] = []
-    recorder = record_to(path, balancer, model="some") if rank == 0 else None
+    recorder = None
+    if rank == 0:
+        recorder = record_to(path, SHAPE, topology, placement=lambda: balancer.placement, model="some")
 
     def note(window: iso.HeatWindow) -> None:
         heats.append(window.heat_LE)
@@ -109,29 +110,21 @@ def test_a_running_balancer_is_recorded_with_what_its_slots_held(tmp_path: Path)
     assert len(trace.placements) == 1 + sum(a != b for a, b in pairwise(placements))
 
 
-@dataclass
-class Source:
-    shape: iso.MoEShape = SHAPE
-    topology: iso.Topology = TOPOLOGY
-    placement: iso.Placement | None = None
-
-
 def test_a_placement_is_recorded_when_it_changed(tmp_path: Path) -> None:
-    source, begun = Source(placement=a_placement(0)), time.time()
-    with record_to(tmp_path / "some.heat", source) as record:
-        for number, placement in enumerate((0, 0, 1, 1, 0)):
-            source.placement = a_placement(placement)
+    begun, held = time.time(), iter([a_placement(number) for number in (0, 0, 1, 1, 0)])
+    with record_to(tmp_path / "some.heat", SHAPE, TOPOLOGY, placement=lambda: next(held)) as record:
+        for number in range(5):
             record(a_window(number))
     trace = iso.read_heat(tmp_path / "some.heat")
     assert begun - 1 <= trace.times[0] <= trace.times[-1] <= time.time() + 1
     assert trace.placements == ((0, a_placement(0)), (2, a_placement(1)), (4, a_placement(0)))
-    with record_to(tmp_path / "some.heat", source, append=True) as record:
+    with record_to(tmp_path / "some.heat", SHAPE, TOPOLOGY, append=True) as record:
         record(a_window(9))
     assert len(iso.read_heat(tmp_path / "some.heat")) == 6
 
 
 def test_a_full_disk_ends_no_balancing(tmp_path: Path, monkeypatch, caplog) -> None:
-    record = record_to(tmp_path / "some.heat", Source())
+    record = record_to(tmp_path / "some.heat", SHAPE, TOPOLOGY)
     record(a_window(0))
     real = os.write
 

@@ -10,6 +10,7 @@ from isotherm.traces.files import (
 )
 from isotherm.traces.header import HeatHeader
 from isotherm.traces.recorder import HeatWriter
+from isotherm.traces.recording import HeatRecorder, record_to
 from isotherm.traces.sources import PlacementFile
 from isotherm.traces.synthesis import HeatSpec, synthesize
 from isotherm.traces.trace import HeatTrace
@@ -17,6 +18,7 @@ from isotherm.traces.trace import HeatTrace
 __all__ = [
     "FileFormat",
     "HeatHeader",
+    "HeatRecorder",
     "HeatSpec",
     "HeatTrace",
     "HeatWriter",
@@ -25,6 +27,7 @@ __all__ = [
     "detect_format",
     "read_heat",
     "read_placement",
+    "record_to",
     "synthesize",
     "write_placement",
 ]

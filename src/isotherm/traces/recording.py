@@ -6,8 +6,8 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
 
 from isotherm.placement import Placement
 from isotherm.topology import MoEShape, Topology
@@ -18,17 +18,6 @@ from isotherm.window import HeatWindow
 logger = logging.getLogger("isotherm")
 
 
-class Gathers(Protocol):
-    """What windows come from: a `Balancer` or a `HeatCollector`. Where it has a ``placement``, that is
-    recorded too whenever it changed."""
-
-    @property
-    def shape(self) -> MoEShape: ...
-
-    @property
-    def topology(self) -> Topology: ...
-
-
 class HeatRecorder:
     """Appends each window that it is called with to a heat file, and never raises.
 
@@ -37,8 +26,8 @@ class HeatRecorder:
     come from one thread, that of the heartbeat; ``close`` may be called from any.
     """
 
-    def __init__(self, writer: HeatWriter, source: Gathers) -> None:
-        self._writer, self._source = writer, source
+    def __init__(self, writer: HeatWriter, placement_now: Callable[[], Placement] | None) -> None:
+        self._writer, self._placement_now = writer, placement_now
         self._lock = threading.Lock()
         self._placement: Placement | None = None
         self._closed = False
@@ -63,7 +52,7 @@ class HeatRecorder:
                 self._lost += 1
 
     def _append(self, window: HeatWindow) -> None:
-        placement: Placement | None = getattr(self._source, "placement", None)
+        placement = None if self._placement_now is None else self._placement_now()
         if placement is not None and placement != self._placement:
             self._writer.set_placement(placement)
             self._placement = placement
@@ -85,21 +74,32 @@ class HeatRecorder:
 
 
 def record_to(
-    path: str | os.PathLike[str], source: Gathers, *, model: str = "", engine: str = "", append: bool = False
+    path: str | os.PathLike[str],
+    shape: MoEShape,
+    topology: Topology,
+    *,
+    placement: Callable[[], Placement] | None = None,
+    model: str = "",
+    engine: str = "",
+    append: bool = False,
 ) -> HeatRecorder:
-    """A recorder of what ``source`` gathers: ``balancer.on_window(record_to("decode.heat", balancer))``.
+    """A recorder of what a balancer or a collector of this shape and topology gathers::
+
+        balancer.on_window(
+            record_to("decode.heat", shape, topology, placement=lambda: balancer.placement)
+        )
 
     Windows are the same on every rank, so one rank records. Each is whole in the file before the next comes:
-    a process that is killed loses at most the one that it was writing. With it goes when it came, and before
-    it what slots held then, where that changed.
+    a process that is killed loses at most the one that it was writing. With it goes when it came.
 
     Args:
         path: the heat file; its folder must exist.
+        placement: asked with each window what slots hold then; written before the window where it changed.
         model, engine: names, for people.
         append: go on behind the last complete window of a file that is there.
 
     Raises:
         ValueError: the file cannot be opened, is there already, or was recorded on another model.
     """
-    header = HeatHeader.of(source.shape, source.topology, model=model, engine=engine)
-    return HeatRecorder(HeatWriter(path, header, append=append), source)
+    header = HeatHeader.of(shape, topology, model=model, engine=engine)
+    return HeatRecorder(HeatWriter(path, header, append=append), placement)
