@@ -189,13 +189,14 @@ def _draw_profiles(axes: Axes, heat_LE: Int64Array) -> None:
 
 
 def _draw_loads(figure: Figure, places: Any, picture: PlanPicture) -> None:
+    from matplotlib.colors import TwoSlopeNorm
+
     named = (("before", _relative(picture.before_LG)), ("after", _relative(picture.after_LG)))
     spread = max(float(np.abs(load_LG - 1).max()) for _, load_LG in named) or 1e-9
+    norm = TwoSlopeNorm(1.0, vmin=max(1 - spread, 0.0), vmax=1 + spread)
     column = [figure.add_subplot(places[0, index]) for index in range(2)]
     for axes, (name, load_LG) in zip(column, named):
-        image = axes.imshow(
-            load_LG, aspect="auto", cmap=LOAD_MAP, vmin=1 - spread, vmax=1 + spread, interpolation="none"
-        )
+        image = axes.imshow(load_LG, aspect="auto", cmap=LOAD_MAP, norm=norm, interpolation="none")
         axes.set_title(f"load of the ranks {name}", fontsize=10)
         axes.set_xlabel("rank")
         _label_layers(axes, picture.layer_ids)
