@@ -114,6 +114,25 @@ def test_plan_writes_what_the_engine_loads_and_prints_what_it_brings(tmp_path: P
     assert "3 layers of 12 slots on 4 ranks" in printed
 
 
+def test_what_was_served_before_is_told_as_the_engine_serves_it(tmp_path: Path, capsys) -> None:
+    """Expert 0 is on ranks 0 to 2: of four ranks of vLLM Ascend the last sends to the first again."""
+    path, current = make_heat(tmp_path), tmp_path / "current.npz"
+    row_P = np.array([0, 1, 2, 0, 3, 4, 0, 5, 6, 7, 1, 2])
+    iso.write_placement(
+        iso.Placement(np.tile(row_P, (3, 1)), EXPERTS), current, format="isotherm", layer_ids=LAYERS
+    )
+    parts_P = np.array([2 / 4, 1 / 2, 1 / 2, 1 / 4, 1, 1, 1 / 4, 1, 1, 1, 1 / 2, 1 / 2])
+    load_LG = (iso.read_heat(path).heat_LE[:, row_P] * parts_P).reshape(3, 4, 3).sum(axis=2)
+    code, printed, _ = run(
+        capsys, "plan", path, "--current", current, "--policy", "static", "--format", "vllm-ascend",
+        "--out", tmp_path / "map.json", "--json",
+    )  # fmt: skip
+    assert code == 0
+    report = json.loads(printed)
+    assert report["imbalance"]["before"]["overall"] == pytest.approx(overall_imbalance(load_LG))
+    assert report["imbalance"]["after"] == report["imbalance"]["before"]  # static: nothing moves
+
+
 @pytest.mark.parametrize("format", ["sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "isotherm"])
 def test_plan_goes_on_from_a_file_of_any_engine(tmp_path: Path, capsys, format: str) -> None:
     path, current, out = make_heat(tmp_path), tmp_path / "current", tmp_path / "next"

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from isotherm.arrays import FloatArray
 from isotherm.bench.show import wide_console
 from isotherm.cli.file_options import (
     InputFormat,
@@ -24,7 +25,7 @@ from isotherm.cli.file_options import (
 )
 from isotherm.cli.pictures import PlanPicture, check_picture, draw_plan, write_picture
 from isotherm.placement import Placement, Plan, rank_loads
-from isotherm.planner.offline import Engine
+from isotherm.planner.dispatch import Engine, rule_of, served_shares, source_parts
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow, ImbalanceSummary, overall_imbalance
 
@@ -114,11 +115,12 @@ def run_plan(options: PlanOptions) -> int:
         trace.merged(slices=SLICES, track=partial(tracked, doing="reading")), trace, options.kind
     )
     current = None if options.current is None else _read_current(options.current, trace)
+    engine = options.engine or _ENGINE_OF[options.format]
     planned = plan(
         window,
         topology,
         current,
-        engine=options.engine or _ENGINE_OF[options.format],
+        engine=engine,
         policy=options.policy,
         max_moves=options.max_moves,
     )
@@ -130,16 +132,31 @@ def run_plan(options: PlanOptions) -> int:
         model_layers=options.model_layers or trace.header.model_layers,
         mtp_layers=options.mtp_layers,
     )
-    report = _report(window, topology, current, planned, options)
+    outcome = _Outcome(window, topology, _served_before(window, topology, current, engine), planned)
+    report = _report(outcome, options)
     if options.json:
         print_json(report)
     else:
-        _print_report(report, planned, topology, options, wide_console())
+        _print_report(report, outcome, options, wide_console())
     if options.plot is not None:
-        figure = draw_plan(_picture(trace, window, topology, current, planned, options))
-        text = as_text(lambda console: _print_report(report, planned, topology, options, console))
+        figure = draw_plan(_picture(trace, outcome, options))
+        text = as_text(lambda console: _print_report(report, outcome, options, console))
         write_picture(figure, options.plot, title=f"Plan for {options.file.name}", text=text)
     return 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What was planned for and what came of it. ``before``: a placement and the shares it is served with."""
+
+    window: HeatWindow
+    topology: Topology
+    before: tuple[Placement, FloatArray]
+    planned: Plan
+
+    @property
+    def after(self) -> tuple[Placement, FloatArray]:
+        return self.planned.placement, self.planned.shares
 
 
 def _of_kind(window: HeatWindow, trace: HeatTrace, kind: str | None) -> HeatWindow:
@@ -173,14 +190,24 @@ def _read_current(path: Path, trace: HeatTrace) -> Placement:
     return file.placement
 
 
-def _report(
-    window: HeatWindow, topology: Topology, current: Placement | None, planned: Plan, options: PlanOptions
-) -> dict[str, Any]:
-    """Imbalance before and after: before is the current placement, or slot ``p`` with expert ``p % E``."""
-    before = _before(window, topology, current)
+def _served_before(
+    window: HeatWindow, topology: Topology, current: Placement | None, engine: Engine
+) -> tuple[Placement, FloatArray]:
+    """The current placement, or slot ``p`` with expert ``p % E``, as the engine serves it."""
+    layers, experts = window.heat_LE.shape
+    before = Placement.default(MoEShape(layers, experts, 1), topology) if current is None else current
+    split = rule_of(engine).split
+    if split is None:
+        return before, before.even_shares()
+    source_LEN = source_parts(None, (layers, experts), topology.nodes)
+    return before, served_shares(before, topology, split, source_LEN)
+
+
+def _report(outcome: _Outcome, options: PlanOptions) -> dict[str, Any]:
+    window, topology, planned = outcome.window, outcome.topology, outcome.planned
     loads = {
-        "before": rank_loads(window.heat_LE, before, before.even_shares(), topology),
-        "after": rank_loads(window.heat_LE, planned.placement, planned.shares, topology),
+        "before": rank_loads(window.heat_LE, *outcome.before, topology),
+        "after": rank_loads(window.heat_LE, *outcome.after, topology),
     }
     return {
         "out": str(options.out),
@@ -197,22 +224,10 @@ def _report(
     }
 
 
-def _before(window: HeatWindow, topology: Topology, current: Placement | None) -> Placement:
-    layers, experts = window.heat_LE.shape
-    return Placement.default(MoEShape(layers, experts, 1), topology) if current is None else current
-
-
-def _picture(
-    trace: HeatTrace,
-    window: HeatWindow,
-    topology: Topology,
-    current: Placement | None,
-    planned: Plan,
-    options: PlanOptions,
-) -> PlanPicture:
+def _picture(trace: HeatTrace, outcome: _Outcome, options: PlanOptions) -> PlanPicture:
     """Reads every window again, for its imbalance with either placement."""
-    before = _before(window, topology, current)
-    served = ((before, before.even_shares()), (planned.placement, planned.shares))
+    window, topology = outcome.window, outcome.topology
+    served = (outcome.before, outcome.after)
     steps: list[int] = []
     imbalances: tuple[list[float], list[float]] = ([], [])
     for each in tracked(trace, "drawing"):
@@ -227,16 +242,14 @@ def _picture(
         layer_ids=window.layer_ids,
         before_LG=before_LG,
         after_LG=after_LG,
-        bound_L=planned.bound,
+        bound_L=outcome.planned.bound,
         steps=steps,
         before_N=imbalances[0],
         after_N=imbalances[1],
     )
 
 
-def _print_report(
-    report: dict[str, Any], planned: Plan, topology: Topology, options: PlanOptions, console: Console
-) -> None:
+def _print_report(report: dict[str, Any], outcome: _Outcome, options: PlanOptions, console: Console) -> None:
     table = Table(title="Imbalance: hottest rank over the mean", title_justify="left")
     for name in ("", "overall", "p50", "p95", "worst", "in layer"):
         table.add_column(name, justify="right")
@@ -251,10 +264,10 @@ def _print_report(
         markup=False,
         soft_wrap=True,
     )
-    slots = planned.placement.slots
+    slots = outcome.planned.placement.slots
     console.print(
-        f"{options.out}: {options.format}, {planned.placement.layers} layers of {slots} slots on "
-        f"{topology.ranks} ranks",
+        f"{options.out}: {options.format}, {outcome.planned.placement.layers} layers of {slots} slots on "
+        f"{outcome.topology.ranks} ranks",
         markup=False,
         soft_wrap=True,
     )
