@@ -122,7 +122,7 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     if decision.plan is not None:
         moved = None
         if decision.by_shares is not None and decision.by_moves is not None and decision.action == "moves":
-            moved = Promise(state.placement, decision.by_shares - decision.by_moves)
+            moved = Promise(state.placement, decision.by_shares - decision.by_moves, past.regime_step)
         past = past.with_plan(decision.predicted, moved)
     return replace(state, past=past), decision
 
@@ -211,23 +211,32 @@ def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
     if not gain.is_sure(config.min_gain, config.confidence):
         told = f"{gain.value:.3f} ± {gain.error:.3f} on heat that they were not planned on"
         return _Moves(f"moves would gain {told}, which is too little or may be chance")
-    heats = [case.heat_LE for case in trial.cases]
-    plan = _plan_moves(state, trial, heats, most)
-    moves_L = _moves_per_layer(plan)
-    pays_L = worth_ms * trial.layer_gains(plan.placement) > move_ms * moves_L
-    if not pays_L[moves_L > 0].all():
-        plan = _plan_moves(state, trial, [np.where(pays_L[:, None], heat_LE, 0) for heat_LE in heats], most)
+    plan = _plan_paying(state, trial, most, worth_ms, move_ms)
     by_moves = trial.imbalance(plan.placement)
-    found = _Moves("", None, by_moves, worth_ms * min(by_shares - by_moves, gain.value))
-    if by_shares - by_moves < config.min_gain:
-        return found._replace(
-            reason=f"moves that pay would gain {by_shares - by_moves:.3f}, less than is asked"
-        )
-    return found._replace(plan=plan)
+    saved_ms = worth_ms * min(by_shares - by_moves, gain.value)
+    if by_shares - by_moves < config.min_gain or saved_ms <= move_ms * len(plan.moves):
+        why = f"moves that pay for their bytes would gain {max(by_shares - by_moves, 0):.3f}, too little"
+        return _Moves(why, None, by_moves)
+    return _Moves("", plan, by_moves, saved_ms)
+
+
+def _plan_paying(state: State, trial: Trial, most: int, worth_ms: float, move_ms: float) -> Plan:
+    """The plan for all of the heat, without the layers whose moves do not pay for themselves."""
+    heats = [case.heat_LE for case in trial.cases]
+    while True:
+        plan = _plan_moves(state, trial, heats, most)
+        moves_L = _moves_per_layer(plan)
+        pays_L = worth_ms * trial.layer_gains(plan.placement) > move_ms * moves_L
+        if pays_L[moves_L > 0].all():
+            return plan
+        # The others get no more moves than they had, and without heat a layer stays as it is.
+        most = int(moves_L[pays_L].sum())
+        heats = [np.where(pays_L[:, None], heat_LE, 0.0) for heat_LE in heats]
 
 
 def _moves_per_layer(plan: Plan) -> Int64Array:
-    return np.bincount([move.layer for move in plan.moves], minlength=plan.placement.layers)
+    layers = np.array([move.layer for move in plan.moves], np.int64)
+    return np.bincount(layers, minlength=plan.placement.layers)
 
 
 def _plan_moves(state: State, trial: Trial, heats: list[FloatArray], most: int) -> Plan:

@@ -19,11 +19,13 @@ _KEPT = 8
 
 @dataclass(frozen=True, eq=False)
 class Promise:
-    """Moves decided on: what the slots held before them, by how much the imbalance was to fall, and whether a
-    window has passed since they were done: the one in which they are done is half before, half after."""
+    """Moves decided on: what the slots held before them, by how much the imbalance was to fall, since when
+    traffic had been as it was, and whether a window has passed since they were done: the one in which they
+    are done is half before, half after."""
 
     placement: Placement
     gain: float
+    regime_step: int
     done: bool = False
 
 
@@ -79,14 +81,16 @@ class Past:
 
     def with_outcome(self, placement: Placement, gain: Callable[[Placement], float]) -> Past:
         """This in a window without moves under way: what open moves brought, by ``gain`` over what the slots
-        held before them, is known in the second such window. Moves that were never made are forgotten."""
+        held before them, is known in the second such window. Forgotten are moves that were never made, and
+        those after which traffic changed: how long it stays is another question (`steps_left`)."""
         if self.open is None:
             return self
-        if placement == self.open.placement:
+        if placement == self.open.placement or self.regime_step != self.open.regime_step:
             return replace(self, open=None)
         if not self.open.done:
             return replace(self, open=replace(self.open, done=True))
-        kept = (*self.kept, (self.open.gain, gain(self.open.placement)))[-_KEPT:]
+        true = max(gain(self.open.placement), 0.0)
+        kept = (*self.kept, (self.open.gain, true))[-_KEPT:]
         return replace(self, open=None, kept=kept)
 
     def steps_left(self, step: int, prior_steps: int) -> float:
@@ -98,11 +102,10 @@ class Past:
 
     @property
     def trust(self) -> float:
-        """The part of promised gains that came true, 0 to 1; one plan as large as the others is taken to have
-        kept its promise."""
+        """The part of promised gains that came true, at most 1; one plan as large as the others is taken to
+        have kept its promise, so that this never is 0."""
         if not self.kept:
             return 1.0
         promised, true = np.sum(self.kept, axis=0)
-        return float(
-            np.clip((promised / len(self.kept) + true) / (promised / len(self.kept) + promised), 0, 1)
-        )
+        one = promised / len(self.kept)
+        return min(1.0, float((one + true) / (one + promised)))
