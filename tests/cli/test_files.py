@@ -179,6 +179,27 @@ def test_a_file_that_knows_no_cluster_wants_ranks(tmp_path: Path, capsys) -> Non
     assert (code, "--ranks is missing, and the file does not say" in err) == (2, True)
 
 
+def test_what_a_plan_may_cost_and_where_it_stops(tmp_path: Path, capsys) -> None:
+    path, current = make_heat(tmp_path), tmp_path / "current.npz"
+    placement = iso.Placement.default(iso.MoEShape(3, EXPERTS, 2), iso.Topology(4, 3))
+    iso.write_placement(placement, current, format="isotherm", layer_ids=LAYERS)
+    plan = ("plan", path, "--out", tmp_path / "out.npz", "--policy", "deepseek", "--json")
+
+    def moves(*more: object) -> int:
+        code, printed, err = run(capsys, *plan, "--current", current, *more)
+        assert (code, err) == (0, "")
+        return json.loads(printed)["moves"]
+
+    free = moves()
+    few = moves("--max-bytes", 300 * free - 1, "--expert-bytes", 300)
+    assert few == moves("--max-moves", free - 1) < free
+    assert moves("--max-imbalance", 100) == 0
+    code, _, err = run(capsys, *plan, "--max-imbalance", 1.1)
+    assert (code, "give --current" in err) == (2, True)
+    code, _, err = run(capsys, *plan, "--current", current, "--max-imbalance", 0)
+    assert (code, "max_imbalance=0.0 is below 1" in err) == (2, True)
+
+
 def test_plan_for_one_kind_of_tokens(tmp_path: Path, capsys) -> None:
     path, out = make_heat(tmp_path), tmp_path / "out.npz"
     common = ("plan", path, "--ranks", 4, "--redundant", 4, "--policy", "deepseek", "--out", out)

@@ -24,6 +24,7 @@ from isotherm.cli.file_options import (
     tracked,
 )
 from isotherm.cli.pictures import PlanPicture, check_picture, draw_plan, write_picture
+from isotherm.config import Config
 from isotherm.placement import Placement, Plan, rank_loads
 from isotherm.planner.dispatch import Engine, rule_of, served_shares, source_parts
 from isotherm.topology import MoEShape, Topology
@@ -72,6 +73,14 @@ class PlanOptions:
     """What the slots hold now: moves are counted from there, and kept few."""
     max_moves: int | None = None
     """With --current: slots that may change."""
+    max_bytes: int | None = None
+    """With --current and --expert-bytes: weights that may be copied, in bytes."""
+    expert_bytes: int | None = None
+    """With --max-bytes: the weights of one expert in one layer."""
+    max_imbalance: float | None = None
+    """With --current: layers at or below this stay as they are; 1.03, where it is left out."""
+    groups: int = 1
+    """Expert groups to keep on one node each, for the policy deepseek."""
     kind: str | None = None
     """Plan for this kind of tokens alone, such as decode."""
     input_format: InputFormat | None = None
@@ -101,6 +110,10 @@ def run_plan(options: PlanOptions) -> int:
     from isotherm.traces.trace import SLICES
 
     check_picture(options.plot)
+    if options.max_imbalance is not None and options.current is None:
+        raise ValueError(
+            "--max-imbalance says which layers stay as they are: give --current, or leave it out"
+        )
     trace = read_heat(
         options.file,
         format=options.input_format,
@@ -123,6 +136,10 @@ def run_plan(options: PlanOptions) -> int:
         engine=engine,
         policy=options.policy,
         max_moves=options.max_moves,
+        max_bytes=options.max_bytes,
+        bytes_per_expert=options.expert_bytes,
+        max_imbalance=Config.max_imbalance if options.max_imbalance is None else options.max_imbalance,
+        groups=options.groups,
     )
     write_placement(
         planned,
