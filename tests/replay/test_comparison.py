@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from replay.made import drifting_windows
 
 TOPOLOGY = iso.Topology.for_model(experts=8, redundant=4, ranks=4, nodes=2)
 STEP = StepTime(50, 0.5)
+EXAMPLE = Path(__file__).parents[2] / "examples" / "compare_workloads.py"
 
 
 def served(fall, *, moving_seconds=0.0, steps=100):
@@ -128,3 +132,14 @@ def test_a_policy_that_refuses_is_a_row_and_an_error_where_it_is_the_one_in_ques
         compare_policies(drifting_windows(2), Cluster(TOPOLOGY), policy="refusing")
     with pytest.raises(ValueError, match="policy='none' is unknown"):
         compare_policies(drifting_windows(2), Cluster(TOPOLOGY), policy="none")
+
+
+def test_the_example_compares_workloads_in_the_order_of_their_names(tmp_path, monkeypatch, capsys):
+    for name, window in zip("abc", drifting_windows(12)[::4]):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"logical_count": window.heat_LE.tolist()}))
+    picture = tmp_path / "out.png"
+    arguments = ["--traces", str(tmp_path), "--ranks", "4", "--redundant", "4", "--out", str(picture)]
+    monkeypatch.setattr(sys, "argv", ["compare_workloads.py", *arguments])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert "3 changes of workload" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")

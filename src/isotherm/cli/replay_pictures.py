@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from isotherm.observe.picture import OFF_COLOUR, PUBLISH_COLOUR
 
 if TYPE_CHECKING:
@@ -62,7 +64,14 @@ def draw_policies(title: str, found: Comparison) -> Figure:
         axes.annotate(
             row.policy, at, xytext=offset, textcoords="offset points", color=colour, fontsize=10, ha="center"
         )
+    unbalanced = float(np.median([1 / window.unbalanced for window in found.chosen.windows]))
     axes.axhline(1, color="#cccccc", lw=0.8)
+    axes.axhline(unbalanced, color=OFF_COLOUR, lw=1, ls="--")
+    axes.annotate(
+        "without any plan", (120, unbalanced), xytext=(0, 4), textcoords="offset points", ha="right",
+        color=OFF_COLOUR, fontsize=9,
+    )  # fmt: skip
+    axes.set_ylim(top=1.0 + 0.16 * (1.0 - axes.get_ylim()[0]))
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(-0.1, 150)
     axes.set_xticks([0, 1, 10, 100], ["0", "1 %", "10 %", "100 %"])
