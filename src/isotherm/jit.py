@@ -6,12 +6,17 @@ and no ``fastmath``: every sum is made in the order written, so every machine fi
 A kernel that is called thousands of times per second takes addresses, not arrays: to unpack one array
 costs as much as ten integers. `entry` then leaves out numba's own choice of a version by the types of
 the arguments.
+
+What is compiled is kept in ``__pycache__`` beside the source, in the user's cache folder where that cannot be
+written to, or where ``NUMBA_CACHE_DIR`` says.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,18 +26,70 @@ import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray, types  # type: ignore[attr-defined]
+from numba.core import event
 from numba.extending import intrinsic, overload
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_log = logging.getLogger(__package__)
 _IMPORT = re.compile(rf"^(?:from|import) {__package__}\.([\w.]+)", re.MULTILINE)
 
 
 def kernel(function: _Function) -> _Function:
     """``function``, compiled at its first call with each set of argument types."""
-    compiled = numba.njit(cache=True, nogil=True)(function)
-    if hasattr(compiled, "stats"):  # not so under NUMBA_DISABLE_JIT
+    try:
+        compiled = numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError as error:  # no folder can be written to
+        _tell_no_cache(str(error))
+        compiled = numba.njit(nogil=True)(function)
+    if not hasattr(compiled, "stats"):  # NUMBA_DISABLE_JIT
+        return function
+    if compiled.stats.cache_path is not None:
         _drop_stale(Path(function.__code__.co_filename), compiled.stats.cache_path)
+    _forget_constants(compiled)
     return cast(_Function, compiled)
+
+
+def _forget_constants(dispatcher: Any) -> None:
+    """Lets kernels that call this one with a constant call what is compiled for any value. numba would
+    compile it anew for each constant, which took a quarter of the time."""
+    template_of = dispatcher.get_call_template
+
+    def get_call_template(args: Any, kws: Any) -> Any:
+        return template_of([types.unliteral(each) for each in args], kws)  # type: ignore[no-untyped-call]
+
+    dispatcher.get_call_template = get_call_template
+
+
+@cache
+def _tell_no_cache(reason: str) -> None:
+    _log.warning(
+        "kernels are compiled anew in each process, up to half a minute: %s; set NUMBA_CACHE_DIR to a folder "
+        "that can be written to",
+        reason,
+    )
+
+
+class _Teller(event.Listener):
+    """Says once that kernels are being compiled, on a terminal and in the log: people wait for it."""
+
+    def on_start(self, event: Any) -> None:
+        compiled_for = event.data["dispatcher"].py_func.__module__
+        if compiled_for.partition(".")[0] == __package__:
+            _tell_compiling()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@cache
+def _tell_compiling() -> None:
+    text = "compiling kernels, once for this version on this machine: up to half a minute"
+    _log.info(text)
+    if sys.stderr is not None and sys.stderr.isatty():
+        sys.stderr.write(f"isotherm: {text}\n")
+
+
+event.register("numba:compile", _Teller())  # type: ignore[no-untyped-call]
 
 
 @cache
