@@ -183,17 +183,18 @@ def test_what_a_plan_may_cost_and_where_it_stops(tmp_path: Path, capsys) -> None
     path, current = make_heat(tmp_path), tmp_path / "current.npz"
     placement = iso.Placement.default(iso.MoEShape(3, EXPERTS, 2), iso.Topology(4, 3))
     iso.write_placement(placement, current, format="isotherm", layer_ids=LAYERS)
-    plan = ("plan", path, "--out", tmp_path / "out.npz", "--policy", "deepseek", "--json")
+    plan = ("plan", path, "--out", tmp_path / "out.npz", "--json")
 
     def moves(*more: object) -> int:
         code, printed, err = run(capsys, *plan, "--current", current, *more)
         assert (code, err) == (0, "")
         return json.loads(printed)["moves"]
 
-    free = moves()
-    few = moves("--max-bytes", 300 * free - 1, "--expert-bytes", 300)
-    assert few == moves("--max-moves", free - 1) < free
-    assert moves("--max-imbalance", 100) == 0
+    free = moves("--policy", "deepseek")
+    few = moves("--policy", "deepseek", "--max-bytes", 300 * free - 1, "--expert-bytes", 300)
+    assert few == moves("--policy", "deepseek", "--max-moves", free - 1) < free
+    swift = ("--policy", "swift", "--max-imbalance")
+    assert moves(*swift, 100) == 0 < moves(*swift, 1)
     code, _, err = run(capsys, *plan, "--max-imbalance", 1.1)
     assert (code, "give --current" in err) == (2, True)
     code, _, err = run(capsys, *plan, "--current", current, "--max-imbalance", 0)

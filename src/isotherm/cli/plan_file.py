@@ -78,7 +78,8 @@ class PlanOptions:
     expert_bytes: int | None = None
     """With --max-bytes: the weights of one expert in one layer."""
     max_imbalance: float | None = None
-    """With --current: layers at or below this stay as they are; 1.03, where it is left out."""
+    """With --current: layers at or below this stay as they are, under policies that start from it; 1.03, where
+    it is left out."""
     groups: int = 1
     """Expert groups to keep on one node each, for the policy deepseek."""
     kind: str | None = None
