@@ -197,6 +197,8 @@ def test_what_a_plan_may_cost_and_where_it_stops(tmp_path: Path, capsys) -> None
     assert moves(*swift, 100) == 0 < moves(*swift, 1)
     code, _, err = run(capsys, *plan, "--max-imbalance", 1.1)
     assert (code, "give --current" in err) == (2, True)
+    code, _, err = run(capsys, *plan, "--current", current, "--max-bytes", 5)
+    assert (code, "--max-bytes and --expert-bytes go together" in err) == (2, True)
     code, _, err = run(capsys, *plan, "--current", current, "--max-imbalance", 0)
     assert (code, "max_imbalance=0.0 is below 1" in err) == (2, True)
 

@@ -78,8 +78,8 @@ class PlanOptions:
     expert_bytes: int | None = None
     """With --max-bytes: the weights of one expert in one layer."""
     max_imbalance: float | None = None
-    """With --current: layers at or below this stay as they are, under policies that start from it; 1.03, where
-    it is left out."""
+    """With --current: layers at or below this stay as they are, under policies that start from it. Left out:
+    1.03."""
     groups: int = 1
     """Expert groups to keep on one node each, for the policy deepseek."""
     kind: str | None = None
@@ -111,10 +111,7 @@ def run_plan(options: PlanOptions) -> int:
     from isotherm.traces.trace import SLICES
 
     check_picture(options.plot)
-    if options.max_imbalance is not None and options.current is None:
-        raise ValueError(
-            "--max-imbalance says which layers stay as they are: give --current, or leave it out"
-        )
+    _check_together(options)
     trace = read_heat(
         options.file,
         format=options.input_format,
@@ -161,6 +158,15 @@ def run_plan(options: PlanOptions) -> int:
         text = as_text(lambda console: _print_report(report, outcome, options, console))
         write_picture(figure, options.plot, title=f"Plan for {options.file.name}", text=text)
     return 0
+
+
+def _check_together(options: PlanOptions) -> None:
+    if options.max_imbalance is not None and options.current is None:
+        raise ValueError(
+            "--max-imbalance says which layers stay as they are: give --current, or leave it out"
+        )
+    if (options.max_bytes is None) != (options.expert_bytes is None):
+        raise ValueError("--max-bytes and --expert-bytes go together: give both, or count in --max-moves")
 
 
 @dataclass(frozen=True, eq=False)
