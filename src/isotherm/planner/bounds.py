@@ -6,7 +6,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array, frozen
 from isotherm.jit import kernel
-from isotherm.planner.pack_kernels import list_replicas
+from isotherm.planner.pack_kernels import count_slots, list_replicas
 from isotherm.topology import Topology
 
 PARTS = np.arange(1, 17) / 32
@@ -47,8 +47,9 @@ def bound_layers(heat_LE: FloatArray, ranks: int, size: int, bound_L: FloatArray
 @kernel
 def lowest_peak(heat_E: FloatArray, ranks: int, size: int) -> float:
     """No placement brings the peak below this; for heat of mean load 1."""
-    count_E = np.bincount(list_replicas(heat_E, ranks * size, ranks), minlength=len(heat_E))
-    low: float = max(1.0, (heat_E / count_E).max())
+    count_E, low = count_slots(list_replicas(heat_E, ranks * size, ranks), len(heat_E)), 1.0
+    for expert in range(len(heat_E)):
+        low = max(low, heat_E[expert] / count_E[expert])
     if size != 2:
         return low
     best = 0.0

@@ -19,11 +19,15 @@ def plant(heat_E: FloatArray, ranks: int) -> Int64Array:
     """Slots to experts, int64 [2 x ranks], for more experts than ranks and heat of mean load 1."""
     group_E = group_experts(heat_E, len(heat_E) - ranks)
     slot_expert_P, rank = np.empty(2 * ranks, np.int64), 0
-    left_E, waits_E = heat_E.copy(), np.ones(len(heat_E), np.bool_)
+    left_E, waits_E, members = heat_E.copy(), np.ones(len(heat_E), np.bool_), np.empty_like(group_E)
     for group in range(len(heat_E) - ranks):
-        members = np.flatnonzero(group_E == group)
-        for _ in range(len(members) - 1):
-            hot, cold = hottest_and_coldest(members, left_E, waits_E)
+        size = 0
+        for expert in range(len(heat_E)):
+            if group_E[expert] == group:
+                members[size] = expert
+                size += 1
+        for _ in range(size - 1):
+            hot, cold = hottest_and_coldest(members[:size], left_E, waits_E)
             slot_expert_P[2 * rank], slot_expert_P[2 * rank + 1] = hot, cold
             rank += 1
             left_E[hot] = max(0.0, left_E[hot] - max(0.0, 1.0 - left_E[cold]))
@@ -90,7 +94,9 @@ def trade_experts(heat_E: FloatArray, group_E: Int64Array, slack_X: FloatArray, 
             if level_of(slack_X[group], size_X[group]) > level_of(slack_X[worst], size_X[worst]):
                 worst = group
         best_level, best, best_other = level_of(slack_X[worst], size_X[worst]) - 1e-4, -1, -1
-        for expert in np.flatnonzero(group_E == worst):
+        for expert in range(len(heat_E)):
+            if group_E[expert] != worst:
+                continue
             for other in range(len(heat_E)):
                 group, moved = group_E[other], heat_E[expert] - heat_E[other]
                 if group == worst or moved <= 0.0:
@@ -100,7 +106,7 @@ def trade_experts(heat_E: FloatArray, group_E: Int64Array, slack_X: FloatArray, 
                     level_of(slack_X[group] - moved, size_X[group]),
                 )
                 if level < best_level:
-                    best_level, best, best_other = level, int(expert), other
+                    best_level, best, best_other = level, expert, other
         if best < 0:
             return
         group, moved = group_E[best_other], heat_E[best] - heat_E[best_other]

@@ -9,8 +9,8 @@ from isotherm.jit import kernel
 from isotherm.planner.bounds import lowest_peak
 from isotherm.planner.forest_kernels import plant
 from isotherm.planner.join_kernels import join_ranks
-from isotherm.planner.load_kernels import balanced_peak
-from isotherm.planner.pack_kernels import list_replicas, pack, separate
+from isotherm.planner.load_kernels import make_layer
+from isotherm.planner.pack_kernels import count_slots, list_replicas, pack, separate, weigh_slots
 from isotherm.planner.pair_kernels import pair
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.trade_kernels import rank_sums, trade
@@ -40,11 +40,8 @@ def from_nothing(request: PlanRequest, heat: FloatArray) -> Int64Array:
 @kernel
 def place_layer(heat_E: FloatArray, ranks: int, size: int, balanced: bool) -> Int64Array:
     mean = heat_E.sum() / ranks
-    unit_E = heat_E / mean if mean > 0.0 else heat_E
-    replica_P = list_replicas(unit_E, ranks * size, ranks)
-    count_E = np.bincount(replica_P, minlength=len(heat_E))
-    packed_GS = pack((unit_E / count_E)[replica_P], ranks)
-    best_P = arrange(replica_P[packed_GS.ravel()], unit_E, ranks, balanced)
+    unit_E = in_units(heat_E, mean if mean > 0.0 else 1.0)
+    best_P = arrange(pack_replicas(unit_E, ranks, size), unit_E, ranks, balanced)
     if size != 2 or mean <= 0.0:
         return best_P
     bound, peak = lowest_peak(unit_E, ranks, size), peak_under(best_P, unit_E, ranks, balanced)
@@ -54,7 +51,7 @@ def place_layer(heat_E: FloatArray, ranks: int, size: int, balanced: bool) -> In
         if attempt < 0:
             other_P = arrange(pair(unit_E, ranks, bound), unit_E, ranks, balanced)
         else:
-            other_P = plant(unit_E / (LEVELS[attempt] * bound), ranks)
+            other_P = plant(in_units(unit_E, LEVELS[attempt] * bound), ranks)
         other = peak_under(other_P, unit_E, ranks, balanced)
         if other < peak:
             best_P, peak = other_P, other
@@ -62,14 +59,35 @@ def place_layer(heat_E: FloatArray, ranks: int, size: int, balanced: bool) -> In
 
 
 @kernel
+def in_units(heat_E: FloatArray, unit: float) -> FloatArray:
+    unit_E = np.empty(len(heat_E))
+    for expert in range(len(heat_E)):
+        unit_E[expert] = heat_E[expert] / unit
+    return unit_E
+
+
+@kernel
+def pack_replicas(heat_E: FloatArray, ranks: int, size: int) -> Int64Array:
+    """Slots to experts, int64 [slots]: replicas listed and packed greedily."""
+    replica_P, weight_P = list_replicas(heat_E, ranks * size, ranks), np.empty(ranks * size)
+    weight_E = weigh_slots(heat_E, count_slots(replica_P, len(heat_E)))
+    for i in range(ranks * size):
+        weight_P[i] = weight_E[replica_P[i]]
+    slot_expert_P = pack(weight_P, ranks).ravel()
+    for slot in range(ranks * size):
+        slot_expert_P[slot] = replica_P[slot_expert_P[slot]]
+    return slot_expert_P
+
+
+@kernel
 def arrange(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanced: bool) -> Int64Array:
     """The slots after all trades that keep how many each expert has, int64 [slots]."""
-    expert_GS = slot_expert_P.reshape((ranks, -1))
-    count_E = np.bincount(slot_expert_P, minlength=len(heat_E))
-    weight_E = heat_E / count_E
+    expert_GS = slot_expert_P.reshape((ranks, len(slot_expert_P) // ranks))
+    count_E = count_slots(slot_expert_P, len(heat_E))
+    weight_E = weigh_slots(heat_E, count_E)
     if expert_GS.shape[1] <= len(heat_E):
         separate(expert_GS, weight_E)
-    trade(expert_GS, weight_E, count_E > 0)
+    trade(expert_GS, weight_E, count_E, ranks)
     joined_GS = join(expert_GS, weight_E, count_E, GAPS)
     if not balanced:
         most = rank_sums(expert_GS, weight_E).max() + JOIN_COST
@@ -83,15 +101,12 @@ def join(expert_GS: Int64Array, weight_E: FloatArray, count_E: Int64Array, gaps:
     """Ranks joined, int64 [ranks, slots], and experts of one slot traded once more, which parts none."""
     joined_GS = expert_GS.copy()
     join_ranks(joined_GS.ravel(), expert_GS.shape[1], weight_E, gaps)
-    trade(joined_GS, weight_E, count_E == 1)
+    trade(joined_GS, weight_E, count_E, 1)
     return joined_GS
 
 
 @kernel
 def peak_under(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanced: bool) -> float:
     """The highest load, for heat of mean load 1."""
-    if balanced:
-        return balanced_peak(slot_expert_P, heat_E, ranks)
-    weight_E = heat_E / np.bincount(slot_expert_P, minlength=len(heat_E))
-    peak: float = rank_sums(slot_expert_P.reshape((ranks, -1)), weight_E).max()
+    peak: float = make_layer(slot_expert_P, heat_E, ranks, balanced).load_G.max()
     return peak

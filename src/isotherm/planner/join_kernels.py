@@ -11,6 +11,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.jit import kernel
+from isotherm.planner.pack_kernels import count_slots
 
 
 @kernel
@@ -19,7 +20,7 @@ def join_ranks(slot_expert_P: Int64Array, size: int, weight_E: FloatArray, gaps:
     those that differ by no more than the first of ``gaps``, then the second, and so on. Each slot of expert
     ``e`` weighs ``weight_E[e]``; none comes twice on a rank."""
     parent_X = np.arange(len(slot_expert_P) // size + len(weight_E))
-    count_E = np.bincount(slot_expert_P, minlength=len(weight_E))
+    count_E = count_slots(slot_expert_P, len(weight_E))
     spare_X = list_spare(slot_expert_P, size, weight_E, count_E, parent_X)
     single_X = list_single(slot_expert_P, weight_E, count_E)
     for gap in gaps:
@@ -68,7 +69,7 @@ def list_spare(
 @kernel
 def list_single(slot_expert_P: Int64Array, weight_E: FloatArray, count_E: Int64Array) -> Int64Array:
     """The slots whose expert has no other, lightest first."""
-    slot_E, single_X, n = np.full(len(weight_E), -1), np.empty(len(weight_E), np.int64), 0
+    slot_E, single_X, n = np.empty(len(weight_E), np.int64), np.empty(len(weight_E), np.int64), 0
     for slot in range(len(slot_expert_P)):
         slot_E[slot_expert_P[slot]] = slot
     for expert in np.argsort(weight_E, kind="mergesort"):

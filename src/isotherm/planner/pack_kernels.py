@@ -15,7 +15,9 @@ def list_replicas(heat_E: FloatArray, slots: int, most: int) -> Int64Array:
     the most heat per replica (the first of equals) that has fewer than ``most``."""
     experts = len(heat_E)
     listed_P, heap_E = np.zeros(slots, np.int64), np.arange(experts)
-    count_E, key_E = np.ones(experts, np.int64), -heat_E
+    count_E, key_E = np.ones(experts, np.int64), np.empty(experts)
+    for expert in range(experts):
+        key_E[expert] = -heat_E[expert]
     left = experts if most > 1 else 0
     heap_up(heap_E, left, key_E)
     for i in range(slots):
@@ -40,7 +42,7 @@ def pack(weight_N: FloatArray, packs: int) -> Int64Array:
     size = len(weight_N) // packs
     item_GS, heap_G, left = np.empty((packs, size), np.int64), np.arange(packs), packs
     filled_G, weight_G = np.zeros(packs, np.int64), np.zeros(packs)
-    for item in np.argsort(-weight_N, kind="mergesort"):
+    for item in sort_down(weight_N):
         lightest = heap_G[0]
         item_GS[lightest, filled_G[lightest]] = item
         filled_G[lightest] += 1
@@ -59,6 +61,33 @@ def rank_place(expert_GS: Int64Array, rank: int, expert: int) -> int:
         if expert_GS[rank, slot] == expert:
             return slot
     return -1
+
+
+@kernel
+def sort_down(weight_N: FloatArray) -> Int64Array:
+    """The order from the heaviest to the lightest, the first of equals first."""
+    key_N = np.empty(len(weight_N))
+    for item in range(len(weight_N)):
+        key_N[item] = -weight_N[item]
+    return np.argsort(key_N, kind="mergesort")
+
+
+@kernel
+def count_slots(slot_expert_P: Int64Array, experts: int) -> Int64Array:
+    """How many slots each expert has, int64 [experts]."""
+    count_E = np.zeros(experts, np.int64)
+    for expert in slot_expert_P:
+        count_E[expert] += 1
+    return count_E
+
+
+@kernel
+def weigh_slots(heat_E: FloatArray, count_E: Int64Array) -> FloatArray:
+    """What a slot of each expert carries under even shares, float64 [experts]."""
+    weight_E = np.empty(len(heat_E))
+    for expert in range(len(heat_E)):
+        weight_E[expert] = heat_E[expert] / count_E[expert]
+    return weight_E
 
 
 @kernel

@@ -12,7 +12,7 @@ import numpy as np
 
 from isotherm.arrays import BoolArray, FloatArray, Int64Array
 from isotherm.jit import kernel
-from isotherm.planner.pack_kernels import list_replicas
+from isotherm.planner.pack_kernels import count_slots, list_replicas, sort_down, weigh_slots
 
 HALVINGS = 8
 """So often the range of peaks, from the bound to that of replicas counted greedily, is halved."""
@@ -25,21 +25,22 @@ TRIED = 16
 def pair(heat_E: FloatArray, ranks: int, bound: float) -> Int64Array:
     """Slots to experts, int64 [2 x ranks], of a low peak under even shares, for heat of mean load 1.
     No peak is below ``bound``. An expert can come twice on a rank."""
-    count_E = np.bincount(list_replicas(heat_E, 2 * ranks, ranks), minlength=len(heat_E))
-    best_E, low, high = count_E, bound, pair_peak(heat_E, count_E, ranks)
-    best = high
+    best_E = count_slots(list_replicas(heat_E, 2 * ranks, ranks), len(heat_E))
+    best = pair_peak(heat_E, best_E, ranks)
+    low, high = bound, best
     for _ in range(HALVINGS):
         level = (low + high) / 2
         count_E = count_for(heat_E, ranks, level)
-        peak = pair_peak(heat_E, count_E, ranks) if count_E.sum() == 2 * ranks else np.inf
-        if peak < best:
-            best, best_E = peak, count_E
+        if count_E.sum() == 2 * ranks:
+            peak = pair_peak(heat_E, count_E, ranks)
+            if peak < best:
+                best, best_E = peak, count_E
         if best <= level:
             high = level
         else:
             low = level
-    slot_expert_P = np.empty(2 * ranks, np.int64)
     listed_P = list_by_weight(heat_E, best_E)
+    slot_expert_P = np.empty_like(listed_P)
     for rank in range(ranks):
         slot_expert_P[2 * rank], slot_expert_P[2 * rank + 1] = listed_P[rank], listed_P[-1 - rank]
     return slot_expert_P
@@ -49,18 +50,18 @@ def pair(heat_E: FloatArray, ranks: int, bound: float) -> Int64Array:
 def list_by_weight(heat_E: FloatArray, count_E: Int64Array) -> Int64Array:
     """The experts of all replicas, heaviest first."""
     listed_P, n = np.empty(count_E.sum(), np.int64), 0
-    for expert in np.argsort(-heat_E / count_E, kind="mergesort"):
-        listed_P[n : n + count_E[expert]] = expert
-        n += count_E[expert]
+    for expert in sort_down(weigh_slots(heat_E, count_E)):
+        for _ in range(count_E[expert]):
+            listed_P[n] = expert
+            n += 1
     return listed_P
 
 
 @kernel
 def pair_peak(heat_E: FloatArray, count_E: Int64Array, ranks: int) -> float:
-    listed_P, peak = list_by_weight(heat_E, count_E), 0.0
+    listed_P, weight_E, peak = list_by_weight(heat_E, count_E), weigh_slots(heat_E, count_E), 0.0
     for rank in range(ranks):
-        one, other = listed_P[rank], listed_P[-1 - rank]
-        peak = max(peak, heat_E[one] / count_E[one] + heat_E[other] / count_E[other])
+        peak = max(peak, weight_E[listed_P[rank]] + weight_E[listed_P[-1 - rank]])
     return peak
 
 
@@ -68,12 +69,13 @@ def pair_peak(heat_E: FloatArray, count_E: Int64Array, ranks: int) -> float:
 def count_for(heat_E: FloatArray, ranks: int, level: float) -> Int64Array:
     """How many replicas each expert gets for a peak of ``level``; of another sum than there are slots where
     that is found to be out of reach."""
-    slots = 2 * ranks
-    count_E = np.minimum(ranks, np.maximum(1, np.ceil(heat_E / level - 1e-9).astype(np.int64)))
+    slots, count_E = 2 * ranks, np.empty(len(heat_E), np.int64)
+    for expert in range(len(heat_E)):
+        count_E[expert] = min(ranks, max(1, int(np.ceil(heat_E[expert] / level - 1e-9))))
     if count_E.sum() < slots - CHOSEN:
-        count_E = np.bincount(list_replicas(heat_E, slots - CHOSEN, ranks), minlength=len(heat_E))
-    weight_E, over_E = heat_E / count_E, np.empty(len(heat_E), np.bool_)
-    order_E = np.argsort(-weight_E, kind="mergesort")
+        count_E = count_slots(list_replicas(heat_E, slots - CHOSEN, ranks), len(heat_E))
+    weight_E, over_E = weigh_slots(heat_E, count_E), np.empty(len(heat_E), np.bool_)
+    order_E = sort_down(weight_E)
     for empty in range(slots - count_E.sum(), 0, -1):
         excess = add_excess(order_E, weight_E, count_E, ranks, empty, level, over_E)
         place = best_to_give(order_E, weight_E, count_E, ranks, empty, level, over_E, excess > 0.0)

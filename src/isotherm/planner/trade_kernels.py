@@ -23,17 +23,17 @@ def rank_sums(expert_GS: Int64Array, weight_E: FloatArray) -> FloatArray:
 
 
 @kernel
-def trade(expert_GS: Int64Array, weight_E: FloatArray, free_E: BoolArray) -> None:
+def trade(expert_GS: Int64Array, weight_E: FloatArray, count_E: Int64Array, most: int) -> None:
     """Trades slots of the hottest rank with those of other ranks, in place, while the hotter of the two gets
-    cooler. Only experts that are free are traded, and none comes twice on a rank. Ends where no trade gains
-    ``MIN_GAIN``."""
+    cooler. Only experts of at most ``most`` slots are traded, and none comes twice on a rank. Ends where no
+    trade gains ``MIN_GAIN``."""
     load_G = rank_sums(expert_GS, weight_E)
-    order_G, mean = np.argsort(load_G, kind="mergesort"), load_G.mean()
+    order_G, mean = np.argsort(load_G, kind="mergesort"), load_G.sum() / len(load_G)
     on_hot_E, best_3 = np.zeros(len(weight_E), np.bool_), np.empty(3, np.int64)
     while True:
         hot = order_G[-1]
         least = MIN_GAIN * (load_G[hot] - mean)
-        if not find_trade(expert_GS, weight_E, free_E, load_G, order_G, on_hot_E, least, best_3):
+        if not find_trade(expert_GS, weight_E, count_E, most, load_G, order_G, on_hot_E, least, best_3):
             return
         slot, cold, place = best_3[0], int(best_3[1]), best_3[2]
         given, taken = expert_GS[hot, slot], expert_GS[cold, place]
@@ -48,7 +48,8 @@ def trade(expert_GS: Int64Array, weight_E: FloatArray, free_E: BoolArray) -> Non
 def find_trade(
     expert_GS: Int64Array,
     weight_E: FloatArray,
-    free_E: BoolArray,
+    count_E: Int64Array,
+    most: int,
     load_G: FloatArray,
     order_G: Int64Array,
     on_hot_E: BoolArray,
@@ -59,22 +60,26 @@ def find_trade(
     coldest rank, of equals), where more than ``least``; False for none. Colder ranks come first, and can gain
     half of what is between them and the hottest: what gains half of the most there can be is taken."""
     hot, size, gain, found = order_G[-1], expert_GS.shape[1], least, False
-    on_hot_E[expert_GS[hot]] = True
+    for slot in range(size):
+        on_hot_E[expert_GS[hot, slot]] = True
     for rank in order_G:
         gap = load_G[hot] - load_G[rank]
         if gap / 2 <= 2 * gain:
             break
         for slot in range(size):
             expert = expert_GS[hot, slot]
-            if not free_E[expert] or weight_E[expert] <= gain or rank_place(expert_GS, rank, expert) >= 0:
+            if count_E[expert] > most or weight_E[expert] <= gain:
+                continue
+            if rank_place(expert_GS, rank, expert) >= 0:
                 continue
             for place in range(size):
                 other = expert_GS[rank, place]
                 moved = weight_E[expert] - weight_E[other]
-                if min(moved, gap - moved) > gain and free_E[other] and not on_hot_E[other]:
+                if min(moved, gap - moved) > gain and count_E[other] <= most and not on_hot_E[other]:
                     gain, found = min(moved, gap - moved), True
                     best_3[0], best_3[1], best_3[2] = slot, rank, place
-    on_hot_E[expert_GS[hot]] = False
+    for slot in range(size):
+        on_hot_E[expert_GS[hot, slot]] = False
     return found
 
 
