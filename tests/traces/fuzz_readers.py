@@ -31,7 +31,8 @@ from typing import Any, get_args
 
 from test_mutations import MAKERS, mutate
 
-from isotherm.traces.files import FileFormat, read_heat, read_placement
+from isotherm.traces.detection import FileFormat
+from isotherm.traces.files import read_heat, read_placement
 
 LONG_SECONDS = 5.0
 MUCH_MIB = 300

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from isotherm.placement import EMPTY, Placement, Plan
-from isotherm.traces.files import detect_format, read_heat, read_placement, write_placement
+from isotherm.traces.detection import detect_format
+from isotherm.traces.files import read_heat, read_placement, write_placement
 from isotherm.traces.pickles import read_torch_file
 
 LAYERS = (3, 4, 6)

@@ -10,7 +10,7 @@ import pytest
 
 import isotherm as iso
 from isotherm.cli.main import main
-from isotherm.traces.files import detect_format, located
+from isotherm.traces.detection import detect_format, located
 from isotherm.traces.skew import measure_skew
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isotherm.traces.files import detect_format, read_heat, read_placement
+from isotherm.traces.detection import detect_format
+from isotherm.traces.files import read_heat, read_placement
 
 LAYERS, EXPERTS, PICKS = 3, 6, 2
 

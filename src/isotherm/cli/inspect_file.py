@@ -59,7 +59,7 @@ def run_inspect(options: InspectOptions) -> int:
         MissingExtraError: a picture is asked for and matplotlib is not installed.
     """
     from isotherm.traces import detect_format, read_heat, read_placement
-    from isotherm.traces.files import holds_placement_alone
+    from isotherm.traces.detection import holds_placement_alone
 
     check_picture(options.plot)
     layers = parse_layers(options.moe_layers)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from isotherm.arrays import FloatArray
 from isotherm.bench.show import wide_console
 from isotherm.cli.file_options import (
     InputFormat,
@@ -23,12 +20,18 @@ from isotherm.cli.file_options import (
     tell_notes,
     tracked,
 )
-from isotherm.cli.pictures import PlanPicture, check_picture, draw_plan, write_picture
+from isotherm.cli.pictures import check_picture, draw_plan, write_picture
+from isotherm.cli.plan_report import (
+    PlanOutcome,
+    of_kind,
+    picture_plan,
+    print_plan,
+    report_plan,
+    served_before,
+)
 from isotherm.config import Config
-from isotherm.placement import Placement, Plan, rank_loads
-from isotherm.planner.dispatch import Engine, rule_of, served_shares, source_parts
-from isotherm.topology import MoEShape, Topology
-from isotherm.window import HeatWindow, ImbalanceSummary, overall_imbalance
+from isotherm.placement import Placement
+from isotherm.planner.dispatch import Engine
 
 if TYPE_CHECKING:
     from isotherm.traces import HeatTrace
@@ -106,9 +109,7 @@ def run_plan(options: PlanOptions) -> int:
         ValueError: the file or an option is not what it should be, or the placement cannot be written.
         PlanRefusedError: the policy's answer breaks an invariant.
     """
-    from isotherm.planner import plan
     from isotherm.traces import read_heat, write_placement
-    from isotherm.traces.trace import SLICES
 
     check_picture(options.plot)
     _check_together(options)
@@ -119,12 +120,36 @@ def run_plan(options: PlanOptions) -> int:
         model_layers=options.model_layers,
     )
     tell_notes(trace.notes)
+    outcome = _planned(trace, options)
+    write_placement(
+        outcome.planned,
+        options.out,
+        format=options.format,
+        ranks=outcome.topology.ranks,
+        model_layers=options.model_layers or trace.header.model_layers,
+        mtp_layers=options.mtp_layers,
+    )
+    report = report_plan(outcome, options)
+    if options.json:
+        print_json(report)
+    else:
+        print_plan(report, outcome, options, wide_console())
+    if options.plot is not None:
+        figure = draw_plan(picture_plan(trace, outcome, options))
+        text = as_text(lambda console: print_plan(report, outcome, options, console))
+        write_picture(figure, options.plot, title=f"Plan for {options.file.name}", text=text)
+    return 0
+
+
+def _planned(trace: HeatTrace, options: PlanOptions) -> PlanOutcome:
+    from isotherm.planner import plan
+    from isotherm.traces.trace import SLICES
+
     topology = imagined_topology(
         trace.header, ranks=options.ranks, nodes=options.nodes, redundant=options.redundant
     )
-    window = _of_kind(
-        trace.merged(slices=SLICES, track=partial(tracked, doing="reading")), trace, options.kind
-    )
+    merged = trace.merged(slices=SLICES, track=partial(tracked, doing="reading"))
+    window = of_kind(merged, trace, options.kind)
     current = None if options.current is None else _read_current(options.current, trace)
     engine = options.engine or _ENGINE_OF[options.format]
     planned = plan(
@@ -139,25 +164,7 @@ def run_plan(options: PlanOptions) -> int:
         max_imbalance=Config.max_imbalance if options.max_imbalance is None else options.max_imbalance,
         groups=options.groups,
     )
-    write_placement(
-        planned,
-        options.out,
-        format=options.format,
-        ranks=topology.ranks,
-        model_layers=options.model_layers or trace.header.model_layers,
-        mtp_layers=options.mtp_layers,
-    )
-    outcome = _Outcome(window, topology, _served_before(window, topology, current, engine), planned)
-    report = _report(outcome, options)
-    if options.json:
-        print_json(report)
-    else:
-        _print_report(report, outcome, options, wide_console())
-    if options.plot is not None:
-        figure = draw_plan(_picture(trace, outcome, options))
-        text = as_text(lambda console: _print_report(report, outcome, options, console))
-        write_picture(figure, options.plot, title=f"Plan for {options.file.name}", text=text)
-    return 0
+    return PlanOutcome(window, topology, served_before(window, topology, current, engine), planned)
 
 
 def _check_together(options: PlanOptions) -> None:
@@ -167,37 +174,6 @@ def _check_together(options: PlanOptions) -> None:
         )
     if (options.max_bytes is None) != (options.expert_bytes is None):
         raise ValueError("--max-bytes and --expert-bytes go together: give both, or count in --max-moves")
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """What was planned for and what came of it. ``before``: a placement and the shares it is served with."""
-
-    window: HeatWindow
-    topology: Topology
-    before: tuple[Placement, FloatArray]
-    planned: Plan
-
-    @property
-    def after(self) -> tuple[Placement, FloatArray]:
-        return self.planned.placement, self.planned.shares
-
-
-def _of_kind(window: HeatWindow, trace: HeatTrace, kind: str | None) -> HeatWindow:
-    """The window; of one kind of tokens where that is named."""
-    kinds = trace.header.kinds
-    if kind is None:
-        return window
-    if kind not in kinds:
-        raise ValueError(f"--kind {kind}: the file knows {', '.join(kinds)}")
-    index = kinds.index(kind)
-    return HeatWindow(
-        heat_KSLE=window.heat_KSLE[index : index + 1],
-        slot_load_LGS=None,
-        slice_steps=window.slice_steps,
-        tokens_K=window.tokens_K[index : index + 1],
-        layer_ids=window.layer_ids,
-    )
 
 
 def _read_current(path: Path, trace: HeatTrace) -> Placement:
@@ -212,86 +188,3 @@ def _read_current(path: Path, trace: HeatTrace) -> Placement:
             "they must be the same"
         )
     return file.placement
-
-
-def _served_before(
-    window: HeatWindow, topology: Topology, current: Placement | None, engine: Engine
-) -> tuple[Placement, FloatArray]:
-    """The current placement, or slot ``p`` with expert ``p % E``, as the engine serves it."""
-    layers, experts = window.heat_LE.shape
-    before = Placement.default(MoEShape(layers, experts, 1), topology) if current is None else current
-    split = rule_of(engine).split
-    if split is None:
-        return before, before.even_shares()
-    source_LEN = source_parts(None, (layers, experts), topology.nodes)
-    return before, served_shares(before, topology, split, source_LEN)
-
-
-def _report(outcome: _Outcome, options: PlanOptions) -> dict[str, Any]:
-    window, topology, planned = outcome.window, outcome.topology, outcome.planned
-    loads = {
-        "before": rank_loads(window.heat_LE, *outcome.before, topology),
-        "after": rank_loads(window.heat_LE, *outcome.after, topology),
-    }
-    return {
-        "out": str(options.out),
-        "format": options.format,
-        "ranks": topology.ranks,
-        "slots": topology.slots,
-        "policy": options.policy,
-        "reason": planned.reason,
-        "moves": len(planned.moves),
-        "imbalance": {
-            name: asdict(ImbalanceSummary.of(load_LG, window.layer_ids)) for name, load_LG in loads.items()
-        },
-        "bound": {"worst": float(planned.bound.max()), "mean": float(planned.bound.mean())},
-    }
-
-
-def _picture(trace: HeatTrace, outcome: _Outcome, options: PlanOptions) -> PlanPicture:
-    """Reads every window again, for its imbalance with either placement."""
-    window, topology = outcome.window, outcome.topology
-    served = (outcome.before, outcome.after)
-    steps: list[int] = []
-    imbalances: tuple[list[float], list[float]] = ([], [])
-    for each in tracked(trace, "drawing"):
-        steps.append(each.end_step)
-        heat_LE = _of_kind(each, trace, options.kind).heat_LE
-        for series, (placement, shares_LP) in zip(imbalances, served):
-            series.append(overall_imbalance(rank_loads(heat_LE, placement, shares_LP, topology)))
-    before_LG, after_LG = (rank_loads(window.heat_LE, *each, topology) for each in served)
-    return PlanPicture(
-        title=f"{options.file.name}: {topology.ranks} ranks, {topology.slots} slots, {options.policy}",
-        heat_LE=window.heat_LE,
-        layer_ids=window.layer_ids,
-        before_LG=before_LG,
-        after_LG=after_LG,
-        bound_L=outcome.planned.bound,
-        steps=steps,
-        before_N=imbalances[0],
-        after_N=imbalances[1],
-    )
-
-
-def _print_report(report: dict[str, Any], outcome: _Outcome, options: PlanOptions, console: Console) -> None:
-    table = Table(title="Imbalance: hottest rank over the mean", title_justify="left")
-    for name in ("", "overall", "p50", "p95", "worst", "in layer"):
-        table.add_column(name, justify="right")
-    names = {"before": "before" if options.current is None else "current", "after": "planned"}
-    for name, title in names.items():
-        summary = report["imbalance"][name]
-        numbers = (f"{summary[key]:.3f}" for key in ("overall", "p50", "p95", "worst"))
-        table.add_row(title, *numbers, str(summary["worst_layer"]))
-    console.print(table)
-    console.print(
-        f"{report['reason']}; the mean over layers cannot fall under {report['bound']['mean']:.3f}",
-        markup=False,
-        soft_wrap=True,
-    )
-    slots = outcome.planned.placement.slots
-    console.print(
-        f"{options.out}: {options.format}, {outcome.planned.placement.layers} layers of {slots} slots on "
-        f"{outcome.topology.ranks} ranks",
-        markup=False,
-        soft_wrap=True,
-    )

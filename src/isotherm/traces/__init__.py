@@ -1,9 +1,8 @@
 """Heat files, and the files of other systems. Needs no torch."""
 
+from isotherm.traces.detection import FileFormat, detect_format
 from isotherm.traces.files import (
-    FileFormat,
     PlacementFormat,
-    detect_format,
     read_heat,
     read_placement,
     write_placement,

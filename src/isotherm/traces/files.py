@@ -10,39 +10,30 @@ from typing import Literal, TypeAlias, get_args
 from uuid import uuid4
 
 from isotherm.placement import Placement, Plan
+from isotherm.traces.detection import FileFormat, detect_format, located
 from isotherm.traces.formats.deepseek import pack_deepseek, read_deepseek_heat, read_deepseek_placement
-from isotherm.traces.formats.own import SLOTS, pack_own, read_own_placement
+from isotherm.traces.formats.own import pack_own, read_own_placement
 from isotherm.traces.formats.sglang import (
-    is_folder_of_dumps,
     pack_sglang,
     read_sglang_heat,
     read_sglang_placement,
 )
 from isotherm.traces.formats.tensorrt_llm import (
-    ASSIGNMENTS,
-    META,
     pack_tensorrt_llm,
     read_tensorrt_llm_heat,
     read_tensorrt_llm_placement,
     with_draft_layers,
 )
-from isotherm.traces.formats.token_ids import IDS, read_token_ids
+from isotherm.traces.formats.token_ids import read_token_ids
 from isotherm.traces.formats.vllm_ascend import pack_vllm_ascend, read_vllm_ascend_placement
-from isotherm.traces.npy import NPY_BEGINS, zip_names
-from isotherm.traces.problems import parse_json, problem, read_whole
+from isotherm.traces.problems import problem
 from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.sources import ROWS_PER_WINDOW, PlacementFile, Source
-from isotherm.traces.stored import is_heat_file, read_heat_file
+from isotherm.traces.stored import read_heat_file
 from isotherm.traces.trace import HeatTrace, Track
-
-FileFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek", "token-ids"]
-"""Whose file it is. isotherm: heat files and our own placements. token-ids: experts that tokens picked."""
 
 PlacementFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
 """For whom a placement can be written."""
-
-SAMPLE = "sample"
-"""The name of the heat file that ships, where no file here has it."""
 
 _HEAT_READERS: dict[str, Callable[[Source], HeatTrace]] = {
     "isotherm": lambda source: read_heat_file(source.path),
@@ -64,12 +55,6 @@ _PACKERS: dict[str, Callable[[PlacementFile], bytes]] = {
     "vllm-ascend": pack_vllm_ascend,
     "tensorrt-llm": pack_tensorrt_llm,
     "deepseek": pack_deepseek,
-}
-_JSON_KEYS: dict[str, FileFormat] = {
-    "logical_count": "sglang",
-    "physical_to_logical_map": "sglang",
-    "layer_list": "vllm-ascend",
-    ASSIGNMENTS: "tensorrt-llm",
 }
 
 
@@ -199,64 +184,6 @@ def write_heat(
         temporary.unlink(missing_ok=True)
 
 
-def detect_format(path: Path) -> FileFormat:
-    """Whose file it is, by what it holds.
-
-    Raises:
-        ValueError: it cannot be read, or is of none that we know.
-    """
-    path = located(path)
-    if path.is_dir():
-        if (path / META).is_file():
-            return "tensorrt-llm"
-        if is_folder_of_dumps(path):
-            return "sglang"
-        raise problem(path, "", f"a folder with neither {META}, as TensorRT-LLM's, nor dumps of SGLang")
-    if is_heat_file(path):
-        return "isotherm"
-    if names := zip_names(path):
-        if any(name.endswith("/data.pkl") for name in names):
-            return "sglang"
-        if f"{SLOTS}.npy" in names:
-            return "isotherm"
-        return "token-ids" if f"{IDS}.npy" in names else "deepseek"
-    return _detect_text(path)
-
-
-def _detect_text(path: Path) -> FileFormat:
-    data = read_whole(path)
-    if data.startswith(NPY_BEGINS):
-        return "deepseek"
-    if data.lstrip()[:1] == b"{":
-        values = parse_json(data, path, "")
-        for key, found in _JSON_KEYS.items():
-            if key in values:
-                return found
-    elif ASSIGNMENTS.encode() in data:
-        return "tensorrt-llm"
-    raise problem(
-        path,
-        "",
-        "is of no system that is known here: give format= (inspect --format, else --input-format), "
-        f"one of {', '.join(get_args(FileFormat))}",
-    )
-
-
-def holds_placement_alone(path: Path, format: FileFormat) -> bool:
-    """Whether a file of this format is a placement without any heat."""
-    path = located(path)
-    if format == "isotherm":
-        return not is_heat_file(path)
-    if format == "deepseek":
-        return "phy2log.npy" in zip_names(path)
-    if format == "token-ids":
-        return False
-    if format == "sglang":
-        text = not path.is_dir() and not zip_names(path)
-        return text and "logical_count" not in parse_json(read_whole(path), path, "")
-    return format == "vllm-ascend" or not path.is_dir()
-
-
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file that appears whole, or stays as it was.
 
@@ -273,12 +200,6 @@ def write_whole(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise problem(path, "", f"cannot be written: {error.strerror or error}") from error
-
-
-def located(path: str | os.PathLike[str]) -> Path:
-    """The file that is meant: the sample that ships by its name, unless a file here has it too."""
-    path = Path(path)
-    return Path(__file__).with_name("sample.heat") if str(path) == SAMPLE and not path.exists() else path
 
 
 def _beside(path: Path) -> Path:

@@ -90,15 +90,8 @@ def related_heats(
         ValueError: unrelated orders are already more alike than that: a flat profile is like any other.
     """
     layers, experts = profile_LE.shape
-    noise = [
-        rng.standard_normal(size)
-        for size in (
-            (1, 1, layers, experts),
-            (domains, 1, layers, experts),
-            (1, kinds, layers, experts),
-            (domains, kinds, layers, experts),
-        )
-    ]
+    sizes = ((1, 1), (domains, 1), (1, kinds), (domains, kinds))
+    noise = [rng.standard_normal((*size, layers, experts)) for size in sizes]
 
     def heats(domain: float, kind: float) -> FloatArray:
         parts = (domain * kind, kind * (1 - domain), domain * (1 - kind), (1 - domain) * (1 - kind))
