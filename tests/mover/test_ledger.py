@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isotherm.mover.ledger import Ledger, Phase, Rules, accept, filled, retired
+from isotherm.mover.ledger import Ledger, Phase, Rules, accept, called_off, filled, retired
 from isotherm.placement import EMPTY, Placement, check_shares, expert_sums
 from isotherm.topology import MoEShape, Topology
 
@@ -95,6 +95,36 @@ def test_a_plan_replaced_under_way_leads_to_the_new_goal(case, after):
             break
         check_safe(ledger, in_force)
     assert ledger.placement == second
+
+
+@settings(max_examples=100, deadline=None)
+@given(moves, st.integers(0, 12))
+def test_a_plan_called_off_under_way_leaves_what_is_and_the_next_starts_from_it(case, after):
+    seed, experts, redundant, limit = case
+    rng = np.random.default_rng(seed)
+    slots = experts + redundant
+    rules = even_rules(Topology(ranks=slots, slots_per_rank=1), limit)
+    start, first, second = (random_placement(rng, 2, experts, slots) for _ in range(3))
+    ledger = accept(Ledger.start(start, start.even_shares()), first, first.even_shares(), rules, step=0)
+    for turn in range(500):
+        in_force = ledger
+        if turn == after and ledger.phase is not Phase.SETTLED:
+            empty = sum(ledger.phase is Phase.FILLING for _ in ledger.batch)
+            ledger = called_off(ledger, rules, step=turn)
+            assert ledger.phase is Phase.SETTLED
+            assert (ledger.content == EMPTY).sum() == empty
+            assert (ledger.content == in_force.content).all()
+            assert ledger.epoch == in_force.epoch + 1
+            check_safe(ledger, in_force)
+            in_force, ledger = ledger, accept(ledger, second, second.even_shares(), rules, step=turn)
+        elif ledger.phase is Phase.RETIRING:
+            ledger = retired(ledger, step=turn)
+        elif ledger.phase is Phase.FILLING:
+            ledger = filled(ledger, rules, step=turn)
+        elif turn > after:
+            break
+        check_safe(ledger, in_force)
+    assert ledger.placement in (first, second)
 
 
 def test_new_shares_alone_are_one_epoch_and_no_move():
