@@ -6,7 +6,7 @@ import numpy as np
 
 from isotherm.placement import Placement
 from isotherm.topology import MoEShape, Topology
-from isotherm.traces.header import HeatHeader
+from isotherm.traces.header import ON_REQUEST, HeatHeader
 from isotherm.window import HeatWindow
 
 SHAPE = MoEShape(layers=3, experts=8, top_k=2, layer_ids=(1, 2, 5))
@@ -40,10 +40,9 @@ def a_placement(number: int = 0) -> Placement:
 
 def same_window(one: HeatWindow, other: HeatWindow) -> bool:
     """Whether all that two windows hold is equal."""
-    both_loads = (one.slot_load_LGS, other.slot_load_LGS)
-    loads = both_loads[0] is both_loads[1] or np.array_equal(*both_loads)
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ON_REQUEST]
     return (
-        loads
+        all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
         and np.array_equal(one.heat_KSLE, other.heat_KSLE)
         and np.array_equal(one.tokens_K, other.tokens_K)
         and one.slice_steps == other.slice_steps

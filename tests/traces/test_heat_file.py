@@ -25,6 +25,7 @@ from isotherm.traces.planes import deflate_counts, inflate_counts
 from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.stored import is_heat_file, read_heat_file
 from isotherm.traces.trace import HeatTrace
+from isotherm.window import HeatWindow
 
 
 @pytest.fixture
@@ -49,6 +50,45 @@ def test_what_is_written_is_read_in_any_order(path: Path) -> None:
     assert all(same_window(*pair) for pair in zip(trace, expected, strict=True))
     assert [window.start_step for window in trace[1:3]] == [10, 20]
     assert (trace.heat_LE == sum(window.heat_LE for window in expected)).all()
+
+
+def on_request(number: int) -> HeatWindow:
+    """A window of 12 steps with counts of active steps and of nodes."""
+    window, rng = a_window(number), np.random.default_rng(number)
+    source_NLE = np.stack([window.heat_LE // 3, window.heat_LE - window.heat_LE // 3])
+    active_LE = np.minimum(rng.integers(0, 3, window.heat_LE.shape), window.heat_LE)
+    return replace(window, active_steps_LE=active_LE, source_heat_NLE=source_NLE)
+
+
+def test_counts_on_request_are_kept_and_added_up(path: Path) -> None:
+    windows = [on_request(number) for number in range(3)]
+    with HeatWriter(path, HEADER) as writer:
+        for window in windows:
+            writer.append(window)
+    trace = read_heat_file(path)
+    assert all(same_window(*pair) for pair in zip(trace, windows, strict=True))
+    merged = trace.merged()
+    assert (merged.active_steps_LE == sum(window.active_steps_LE for window in windows)).all()
+    assert (merged.source_heat_NLE == sum(window.source_heat_NLE for window in windows)).all()
+    with HeatWriter(path, HEADER, append=True) as writer:
+        writer.append(a_window(3))
+    mixed = read_heat_file(path).merged()
+    assert (mixed.active_steps_LE, mixed.source_heat_NLE) == (None, None)
+    assert mixed.slot_load_LGS is not None
+    with pytest.raises(ValueError, match="heat from 1 nodes does not fit"):
+        HEADER.check_window(replace(windows[0], source_heat_NLE=windows[0].heat_LE[None]))
+    with pytest.raises(ValueError, match="give topology="):
+        replace(HEADER, topology=None).check_window(replace(windows[0], slot_load_LGS=None))
+
+
+def test_active_steps_are_not_added_up_over_a_restart() -> None:
+    heat_KSLE = np.full((2, 1, 3, 8), 9)
+    windows = [
+        HeatWindow(heat_KSLE, None, (start, start + 4), [1, 1], HEADER.layer_ids, np.full((3, 8), 4))
+        for start in (100, 104, 0)
+    ]
+    assert HeatTrace(HEADER, windows[:2]).merged().active_steps_LE.max() == 8
+    assert HeatTrace(HEADER, windows).merged().active_steps_LE is None
 
 
 def test_merged_slices_are_the_windows_in_order(path: Path) -> None:

@@ -15,6 +15,9 @@ from isotherm.window import KINDS, HeatWindow
 
 SCHEMA_VERSION = 1
 
+ON_REQUEST = ("slot_load_LGS", "active_steps_LE", "source_heat_NLE")
+"""Counts that a window may do without."""
+
 _MAY_BE_UNKNOWN = ("top_k", "topology", "model_layers")
 
 
@@ -122,13 +125,16 @@ class HeatHeader:
         self._check_loads(window)
 
     def _check_loads(self, window: HeatWindow) -> None:
-        if window.slot_load_LGS is None:
+        """Counts by rank or node must be those of the header's cluster."""
+        loads, sources = window.slot_load_LGS, window.source_heat_NLE
+        if loads is None and sources is None:
             return
-        found = window.slot_load_LGS.shape[1:]
         if self.topology is None:
-            raise ValueError("the window has slot loads, and the header no topology: give topology=")
-        if found != (self.topology.ranks, self.topology.slots_per_rank):
-            raise ValueError(f"slot loads of {found} [ranks, slots] do not fit {self.topology}")
+            raise ValueError("the window counts ranks or nodes, and the header has none: give topology=")
+        if loads is not None and loads.shape[1:] != (self.topology.ranks, self.topology.slots_per_rank):
+            raise ValueError(f"slot loads of {loads.shape[1:]} [ranks, slots] do not fit {self.topology}")
+        if sources is not None and len(sources) != self.topology.nodes:
+            raise ValueError(f"heat from {len(sources)} nodes does not fit {self.topology}")
 
 
 def _is_whole(value: Any) -> bool:

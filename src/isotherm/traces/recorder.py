@@ -12,7 +12,7 @@ import numpy as np
 
 from isotherm.placement import Placement
 from isotherm.traces.chunks import pack_chunk
-from isotherm.traces.header import HeatHeader
+from isotherm.traces.header import ON_REQUEST, HeatHeader
 from isotherm.traces.planes import deflate_counts
 from isotherm.traces.problems import problem
 from isotherm.traces.stored import LARGEST_SLICES, ROLE, TIME, scan_layout
@@ -81,8 +81,9 @@ class HeatWriter:
             "tokens_K": window.tokens_K,
             "heat_KSLE": deflate_counts(window.heat_KSLE),
         }
-        if window.slot_load_LGS is not None:
-            arrays["slot_load_LGS"] = deflate_counts(window.slot_load_LGS)
+        for name in ON_REQUEST:
+            if (counts := getattr(window, name)) is not None:
+                arrays[name] = deflate_counts(counts)
         time = {} if unix_seconds is None else {TIME: f"{unix_seconds:.3f}"}
         self._write(pack_chunk(arrays, {ROLE: "window", **time}))
 

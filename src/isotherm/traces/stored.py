@@ -14,7 +14,7 @@ import numpy as np
 
 from isotherm.placement import Placement
 from isotherm.traces.chunks import ChunkHeader, read_arrays, read_chunk_header
-from isotherm.traces.header import HeatHeader
+from isotherm.traces.header import ON_REQUEST, HeatHeader
 from isotherm.traces.planes import inflate_counts
 from isotherm.traces.problems import LARGEST_BYTES, parse_json, problem, shortened
 from isotherm.traces.trace import HeatTrace
@@ -211,17 +211,18 @@ def _unpack_window(arrays: dict[str, np.ndarray], header: HeatHeader) -> HeatWin
     steps = _array(arrays, "slice_steps", "i", 1)
     if not 2 <= len(steps) <= LARGEST_SLICES + 1:
         raise ValueError(f"{len(steps) - 1} slices; a window has 1 to {LARGEST_SLICES}")
-    heat_shape = (len(header.kinds), len(steps) - 1, len(header.layer_ids), header.experts)
-    slot_load_LGS = None
-    if "slot_load_LGS" in arrays and header.topology is not None:
-        load_shape = (len(header.layer_ids), header.topology.ranks, header.topology.slots_per_rank)
-        slot_load_LGS = _counts(arrays, "slot_load_LGS", load_shape)
+    layers, experts = len(header.layer_ids), header.experts
+    shapes: dict[str, tuple[int, ...]] = {"active_steps_LE": (layers, experts)}
+    if (topology := header.topology) is not None:
+        shapes["slot_load_LGS"] = (layers, topology.ranks, topology.slots_per_rank)
+        shapes["source_heat_NLE"] = (topology.nodes, layers, experts)
+    found = {name: _counts(arrays, name, shape) for name, shape in shapes.items() if name in arrays}
     window = HeatWindow(
-        heat_KSLE=_counts(arrays, "heat_KSLE", heat_shape),
-        slot_load_LGS=slot_load_LGS,
+        heat_KSLE=_counts(arrays, "heat_KSLE", (len(header.kinds), len(steps) - 1, layers, experts)),
         slice_steps=tuple(steps.tolist()),
         tokens_K=_array(arrays, "tokens_K", "i", 1),
         layer_ids=header.layer_ids,
+        **{name: found.get(name) for name in ON_REQUEST},
     )
     header.check_window(window)
     return window

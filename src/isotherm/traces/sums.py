@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import Int64Array
-from isotherm.traces.header import HeatHeader
+from isotherm.traces.header import ON_REQUEST, HeatHeader
 from isotherm.window import HeatWindow
 
 
@@ -22,11 +22,11 @@ class WindowSum:
         shape_KSLE = (len(header.kinds), self._slices, len(header.layer_ids), header.experts)
         self._heat_KSLE = np.zeros(shape_KSLE, np.int64)
         self._tokens_K = np.zeros(len(header.kinds), np.int64)
-        self._load_LGS: Int64Array | None = None
+        self._on_request: dict[str, Int64Array] = {}
+        self._missing: set[str] = set()
         self._added = 0
         self._starts: list[int] = []
         self._end = 0
-        self._without_loads = False
 
     def add(self, window: HeatWindow) -> None:
         place = min(self._added * self._slices // self._windows, self._slices - 1)
@@ -36,25 +36,31 @@ class WindowSum:
         self._heat_KSLE[:, place] += window.heat_KSLE.sum(axis=1)
         self._tokens_K += window.tokens_K
         self._end = window.end_step
-        if window.slot_load_LGS is None:
-            self._without_loads = True
-        elif self._load_LGS is None:
-            self._load_LGS = window.slot_load_LGS.copy()
-        else:
-            self._load_LGS += window.slot_load_LGS
+        for name in ON_REQUEST:
+            counts: Int64Array | None = getattr(window, name)
+            if counts is None:
+                self._missing.add(name)
+            elif name in self._on_request:
+                self._on_request[name] += counts
+            else:
+                self._on_request[name] = counts.copy()
 
     def total(self) -> HeatWindow:
-        """From the first step to the last; has slot loads where every window has them.
+        """From the first step to the last; has the counts by rank, step and node that every window has.
 
         Raises:
             ValueError: no window was added.
         """
         if not self._added:
             raise ValueError("there is no window to add up")
+        found = {name: counts for name, counts in self._on_request.items() if name not in self._missing}
+        active_LE = found.get("active_steps_LE")
+        if active_LE is not None and active_LE.max() > self._end - self._starts[0]:
+            del found["active_steps_LE"]  # steps were counted anew in between, as after a restart
         return HeatWindow(
             heat_KSLE=self._heat_KSLE,
-            slot_load_LGS=None if self._without_loads else self._load_LGS,
             slice_steps=(*self._starts, self._end),
             tokens_K=self._tokens_K,
             layer_ids=self._header.layer_ids,
+            **{name: found.get(name) for name in ON_REQUEST},
         )
