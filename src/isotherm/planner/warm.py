@@ -6,7 +6,7 @@ import numpy as np
 
 from isotherm.placement import Placement
 from isotherm.planner.assemble import make_plan
-from isotherm.planner.objective import ReadLoad
+from isotherm.planner.read_kernels import choose_replicas
 from isotherm.planner.request import PlanRequest
 from isotherm.topology import Topology
 
@@ -20,4 +20,4 @@ def warm_up() -> None:
     for policy in ("incremental", "deepseek"):
         make_plan(PlanRequest(heat_LE, topology, current, max_imbalance=1.0), policy=policy)
     make_plan(PlanRequest(heat_LE, topology, max_imbalance=1.0))
-    ReadLoad.of(topology, heat_LE, heat_LE, 1.0).shares(heat_LE, current)
+    choose_replicas(heat_LE, current.slot_to_expert.astype(np.int64), topology.ranks, np.empty((1, 4)))
