@@ -141,7 +141,8 @@ def test_bench_prints_json_alone_and_says_what_it_measures_on_stderr(monkeypatch
     monkeypatch.setattr("isotherm.bench.heat.measure_heat", measure_heat)
     assert main(["bench", "heat", "--json", "--quick"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["targets"] == [{"name": "it", "value": 3.0, "limit": 2.0, "ok": False}]
+    target = {"name": "it", "value": 3.0, "limit": 2.0, "at_least": False, "ok": False}
+    assert json.loads(printed.out)["targets"] == [target]
     assert printed.err == "measuring ...\n"
     assert main(["bench", "heat"]) == 0
     printed = capsys.readouterr()
