@@ -10,42 +10,43 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.planner.bounds import imbalance_bound
 from isotherm.planner.fresh import from_nothing
+from isotherm.planner.log_kernels import new_log
 from isotherm.planner.request import PlanRequest
-from isotherm.planner.search_kernels import WEIGHTS, search_layer
+from isotherm.planner.search_kernels import search_layers, trace_layer
 
 NEAR_BOUND = {"even": 1e-2, "balanced": 1e-3}
 """A placement from nothing is good enough within this part of its lower bound. With even shares a search
 finds next to nothing after packing and trading, and takes ten times as long."""
 
-PERFECT = 1 + 1e-9
+PERFECT = 1 + 1e-6
 """No layer at or below this is searched: what is above 1 may be rounding."""
+
+BLOCKS = 4
+"""Layers are handed to each thread in about so many blocks: some layers take much longer than others."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Path:
-    """What the search found for one layer: each row a placement, the first what it began with.
+    """What the search found for one layer, change by change: after the first ``k`` the hottest rank carries
+    ``peak_K[k]``, in the unit of heat, and ``moves_K[k]`` slots differ from what they were."""
 
-    ``peak_K`` is the hottest rank's load, and ``goal`` what it is to come down to, in the unit of heat;
-    ``moves_K`` the slots that differ from the first row.
-    """
-
-    slot_to_expert_KP: Int64Array
+    slot_K: Int64Array
+    expert_K: Int64Array
     peak_K: FloatArray
     moves_K: Int64Array
-    goal: float
 
 
 def place_incremental(request: PlanRequest) -> Int64Array:
     """Slots to experts, int64 [layers, slots], near to what the slots hold now.
 
-    Each layer above ``max_imbalance`` changes the slot, or swaps the two slots, that takes most away from
-    the ranks above it, counting the shares that then serve it, until no change takes enough away; changes
-    that the target does not need are then taken back. Within ``max_moves`` the changes that lower the sum
-    of the hottest ranks most per move come first, over all layers.
+    Each layer above ``max_imbalance`` changes the redundant slot that takes most off the ranks above it,
+    counting the shares that then serve it, or two slots where no single one helps, until none is above;
+    changes that this does not need are then taken back. A layer that cannot be brought there is brought as
+    low as was found. Within ``max_moves`` the changes that lower the sum of the hottest ranks most per move
+    come first, over all layers.
 
-    Where nothing is loaded yet the way begins at replicas packed greedily, with slots traded while that
-    helps (with two slots a rank and balanced shares, at trees of ranks where those are better), and ends
-    within ``NEAR_BOUND`` of the lower bound.
+    Where nothing is loaded yet the way begins at what `from_nothing` places, and ends within ``NEAR_BOUND``
+    of the lower bound.
 
     Raises:
         ValueError: groups were asked for, which this policy does not keep on their nodes.
@@ -55,53 +56,59 @@ def place_incremental(request: PlanRequest) -> Int64Array:
             f"groups={request.groups}: policy 'incremental' does not keep groups on their nodes; choose "
             "policy='deepseek', or leave groups out"
         )
-    near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND[request.shares])
+    # Writable copies: other types of array would be compiled for, each by itself.
+    heat_LE, goal = np.array(request.heat_LE), max(request.max_imbalance, PERFECT)
+    if request.current is None:
+        start_LP = np.stack([from_nothing(request, heat_E) for heat_E in request.heat_LE])
+        near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND[request.shares])
+        return _search(request, heat_LE, start_LP, np.maximum(goal, near_L))
+    start_LP = request.current.slot_to_expert.astype(np.int64)
+    goal_LP = _search(request, heat_LE, start_LP, np.full(request.layers, goal))
+    if request.max_moves is None or (goal_LP != start_LP).sum() <= request.max_moves:
+        return goal_LP
+    paths = [_trace(request, *layer, goal) for layer in zip(heat_LE, start_LP, strict=True)]
+    for row_P, path, rows in zip(start_LP, paths, _affordable(paths, request.max_moves), strict=True):
+        for slot, expert in zip(path.slot_K[:rows], path.expert_K[:rows], strict=True):
+            row_P[slot] = expert
+    return start_LP
 
-    def search(layer: int) -> _Path:
-        heat_E, target = request.heat_LE[layer], request.max_imbalance
-        if request.current is not None:
-            return _search(request, heat_E, request.current.slot_to_expert[layer].astype(np.int64), target)
-        return _search(request, heat_E, from_nothing(request, heat_E), max(target, near_L[layer]))
 
-    if request.threads == 1 or request.layers == 1:
-        paths = [search(layer) for layer in range(request.layers)]
+def _search(
+    request: PlanRequest, heat_LE: FloatArray, start_LP: Int64Array, target_L: FloatArray
+) -> Int64Array:
+    """The layers brought to their targets, block by block on the request's threads."""
+    goal_LP, ranks = np.empty_like(start_LP), request.topology.ranks
+    balanced, frugal = request.shares == "balanced", request.current is not None
+
+    def search(rows: slice) -> None:
+        search_layers(start_LP[rows], heat_LE[rows], target_L[rows], ranks, balanced, frugal, goal_LP[rows])
+
+    size = -(-request.layers // (BLOCKS * request.threads)) if request.threads > 1 else request.layers
+    blocks = [slice(first, first + size) for first in range(0, request.layers, size)]
+    if len(blocks) == 1:
+        search(blocks[0])
     else:
         with ThreadPoolExecutor(request.threads, "isotherm-plan") as pool:
-            paths = list(pool.map(search, range(request.layers)))
-    if request.max_moves is None:
-        rows = [_row_to_take(path, request.current is not None) for path in paths]
-    else:
-        rows = _affordable(paths, request.max_moves)
-    return np.stack([path.slot_to_expert_KP[row] for path, row in zip(paths, rows, strict=True)])
+            list(pool.map(search, blocks))
+    return goal_LP
 
 
-def _search(request: PlanRequest, heat: FloatArray, start_P: Int64Array, target: float) -> _Path:
-    ranks, slots = request.topology.ranks, request.topology.slots
-    mean = float(heat.sum()) / ranks
-    if mean <= 0:
-        return _Path(start_P[None], np.zeros(1), np.zeros(1, np.int64), 0.0)
-    target = max(target, PERFECT)
-    limit = slots if request.max_moves is None else min(slots, request.max_moves)
-    room = (limit + 2) * len(WEIGHTS)
-    slot_to_expert_KP, peak_K = np.empty((room, slots), np.int64), np.empty(room)
-    balanced, frugal = request.shares == "balanced", request.current is not None
-    rows = search_layer(start_P, heat / mean, ranks, balanced, target, frugal, slot_to_expert_KP, peak_K)
-    slot_to_expert_KP = slot_to_expert_KP[:rows].copy()
-    moves_K = (slot_to_expert_KP != start_P).sum(axis=1)
-    return _Path(slot_to_expert_KP, peak_K[:rows] * mean, moves_K, target * mean)
-
-
-def _row_to_take(path: _Path, frugal: bool) -> int:
-    """The row with the lowest peak, or, if ``frugal``, with the fewest moves of those within the goal; the
-    first of equals."""
-    within_K = path.peak_K <= path.goal
-    if frugal and within_K.any():
-        return int(np.where(within_K, path.moves_K, len(path.slot_to_expert_KP[0]) + 1).argmin())
-    return int(path.peak_K.argmin())
+def _trace(request: PlanRequest, heat_E: FloatArray, start_P: Int64Array, target: float) -> _Path:
+    ranks, balanced = request.topology.ranks, request.shares == "balanced"
+    log, mean, before = new_log(start_P, 2 * len(start_P)), float(heat_E.sum()) / ranks, 0.0
+    if mean > 0:
+        before = trace_layer(heat_E, target, ranks, balanced, log)
+    rows = int(log.rows_1[0])
+    return _Path(
+        slot_K=log.slot_K[:rows],
+        expert_K=log.expert_K[:rows],
+        peak_K=np.append(before, log.peak_K[:rows]) * mean,
+        moves_K=np.append(0, log.moves_K[:rows]),
+    )
 
 
 def _affordable(paths: list[_Path], max_moves: int) -> list[int]:
-    """The rows to take within the budget: stretches of the paths, the steepest first."""
+    """How many changes of each path to make within the budget: stretches of the paths, the steepest first."""
     rows, left = [0] * len(paths), max_moves
     stretches = [(slope, layer, row) for layer, path in enumerate(paths) for slope, row in _stretches(path)]
     closed: set[int] = set()

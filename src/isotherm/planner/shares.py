@@ -36,11 +36,14 @@ def divide_layers(heat_LE: FloatArray, slot_expert_LP: Int64Array, ranks: int, s
         if mean <= 0.0:
             continue
         layer = make_layer(slot_expert_LP[row], heat_LE[row] / mean, ranks, True)
-        for expert in range(len(layer.heat_E)):
-            if layer.heat_E[expert] <= 0.0:
+        for expert in range(len(layer.expert_E)):
+            if layer.expert_E[expert]["heat"] <= 0.0:
                 continue
-            first, last, total = layer.start_E1[expert], layer.start_E1[expert + 1], 0.0
-            for i in range(first, last):
-                total += layer.tokens_P[layer.slots_P[i]]
-            for i in range(first, last):
-                shares_LP[row, layer.slots_P[i]] = layer.tokens_P[layer.slots_P[i]] / total
+            slot, total = layer.expert_E[expert]["first"], 0.0
+            while slot >= 0:
+                total += layer.slot_P[slot]["tokens"]
+                slot = layer.slot_P[slot]["next"]
+            slot = layer.expert_E[expert]["first"]
+            while slot >= 0:
+                shares_LP[row, slot] = layer.slot_P[slot]["tokens"] / total
+                slot = layer.slot_P[slot]["next"]

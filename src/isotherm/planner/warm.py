@@ -16,8 +16,9 @@ def warm_up() -> None:
     longer than any other. Seconds where nothing is cached yet."""
     topology = Topology(ranks=2, slots_per_rank=2)
     heat_LE = np.array([[4.0, 2.0, 1.0]])
-    current = Placement(np.array([[0, 1, 2, 0]]), 3)
+    current = Placement(np.array([[0, 0, 1, 2]]), 3)  # two moves away from balance, of which one is granted
     for policy in ("incremental", "deepseek"):
         make_plan(PlanRequest(heat_LE, topology, current, max_imbalance=1.0), policy=policy)
+    make_plan(PlanRequest(heat_LE, topology, current, max_imbalance=1.0, max_moves=1))
     make_plan(PlanRequest(heat_LE, topology, max_imbalance=1.0))
     choose_replicas(heat_LE, current.slot_to_expert.astype(np.int64), topology.ranks, np.empty((1, 4)))
