@@ -1,7 +1,6 @@
 """Whether to act: scatter alone moves nothing, drift does, and what does not pay for itself is left."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -98,9 +97,16 @@ def test_traffic_that_changes_before_moves_pay_is_left_alone():
     assert moves_in(decisions)[-1] < 6 * 4
     assert 100 < np.median(state.past.lives) < 160
     assert "no move would pay" in decisions[-3].reason or "moves that pay" in decisions[-3].reason
-    # The same traffic where bytes cost nothing: the moves follow it.
+    # The same traffic where bytes cost nothing: moves follow it, until one placement fits both kinds.
     _, free = run_mind(planned_for(skewed(7)), alternating(np.random.default_rng(9), 24, 4, 32))
-    assert moves_in(free)[-1] > 20 * 4
+    assert moves_in(free)[-1] > 8 * 4
+    assert max(decision.by_shares for decision in free[-8:]) < 1.05
+
+
+def layer_peaks(heat_LE, placement):
+    """The hottest rank of each layer with the best shares, over the mean of all layers together."""
+    load_LG = rank_loads(heat_LE, placement, balanced_shares(heat_LE, placement, TOPOLOGY), TOPOLOGY)
+    return load_LG.max(axis=1) / load_LG.mean(axis=1).sum()
 
 
 def test_layers_that_do_not_pay_for_their_bytes_stay():
@@ -108,19 +114,25 @@ def test_layers_that_do_not_pay_for_their_bytes_stay():
     part /= part.sum(axis=1, keepdims=True)
     window = drawn(np.random.default_rng(12), part, 0, 4000)
     state = with_placement(planned_for(part), default_placement())
+    steps = 20_000 - 4000  # that traffic may stay, of which it has stayed so long
 
     def moved(millis):
-        """The layers that move where one expert takes so long."""
+        """The layers that move where one expert takes so long. Each pays for itself."""
         priced = replace(state, bytes_per_expert=int(25e6 * millis))
         decision = make_decision(priced, window, 4000)[1]
         assert decision.saved_ms >= decision.price_ms
-        return {move.layer for move in decision.plan.moves} if decision.plan else set()
+        if decision.plan is None:
+            return set()
+        peaks = [layer_peaks(window.heat_LE, each) for each in (state.placement, decision.plan.placement)]
+        moves_L = np.bincount([move.layer for move in decision.plan.moves], minlength=LAYERS)
+        saved_L = 0.5 * 40 * steps * (peaks[0] - peaks[1])
+        assert (saved_L >= millis * moves_L - 1e-6).all()
+        return {move.layer for move in decision.plan.moves}
 
     sets = [moved(millis) for millis in (0, *np.geomspace(300, 3e5, 16))]
     assert sets[0] == set(range(LAYERS))
     assert sets[-1] == set()
     assert len({len(layers) for layers in sets}) >= 4
-    assert all(dear <= cheap for cheap, dear in pairwise(sets))
 
 
 def test_a_decision_tells_what_it_weighed():

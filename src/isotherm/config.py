@@ -43,6 +43,11 @@ class Config:
     """What a prefill token weighs when heats of the kinds are added up."""
     decode_weight: float = 1.0
     """What a decode token weighs."""
+    objective: Literal["auto", "tokens"] = "auto"
+    """What is levelled: tokens; or, with auto and where windows tell when experts were active, the time to
+    read their weights and to compute their tokens: reads decide in decode, tokens in prefill."""
+    tokens_per_read: float = 256.0
+    """Tokens that take as long to compute as an expert's weights to read."""
     robust: bool = False
     """Plan for the worst of several heats: those of the kinds, and of earlier traffic."""
     step_ms: float = 40.0
@@ -90,7 +95,9 @@ class Config:
             raise ValueError("prefill_weight and decode_weight are both 0: no token would count")
         if not 0 <= self.expert_share <= 1:
             raise ValueError(f"expert_share={self.expert_share} is a part of a step: give 0 to 1")
-        for name in ("step_ms", "link_bytes_per_second", "heartbeat_seconds"):
+        if self.objective not in ("auto", "tokens"):
+            raise ValueError(f"objective={self.objective!r} is unknown: choose auto or tokens")
+        for name in ("step_ms", "link_bytes_per_second", "heartbeat_seconds", "tokens_per_read"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
 

@@ -14,7 +14,7 @@ from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import Config
 from isotherm.placement import Placement, Plan
 from isotherm.planner import PlanRequest, imbalance_bound, make_plan
-from isotherm.planner.objective import TokenLoad
+from isotherm.planner.objective import Objective, ReadLoad, TokenLoad
 from isotherm.planner.outlook import look_ahead
 from isotherm.planner.past import Past, Promise
 from isotherm.planner.price import StepTime, moving_ms
@@ -60,7 +60,8 @@ class Decision:
         plan: what to carry out; None for nothing.
         reason: in words.
         step: the clock when it was decided.
-        imbalance: of the window, as the placement and shares in force would serve it.
+        imbalance: of the window, as the placement and shares in force would serve it, in the load that
+            ``config.objective`` names.
         predicted: of the heat that is expected, once carried out.
         by_shares: what new shares alone would bring; None where that was not asked.
         by_moves: what moves and new shares would bring; None where that was not asked.
@@ -99,9 +100,9 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     """
     weight_K = _kind_weights(state.config, len(window.tokens_K))
     heat_LE = np.tensordot(weight_K, window.heat_KSLE.sum(axis=1), axes=1)
-    trial = Trial(state.topology, state.placement, state.shares, TokenLoad(state.topology), ())
-    now = overall_imbalance(trial.loads(heat_LE, state.placement, state.shares))
     past = state.past.with_window(window, state.config.forecast_windows)
+    trial = Trial(state.topology, state.placement, state.shares, _objective(state, past), ())
+    now = overall_imbalance(trial.loads(heat_LE, state.placement, state.shares))
     quiet = Decision("nothing", None, "", clock, now, now, promised=past.promised)
 
     def nothing(reason: str) -> tuple[State, Decision]:
@@ -118,13 +119,25 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     if not cases:
         return nothing("one slice of heat alone cannot be checked against another: waiting for the next")
     trial = replace(trial, cases=cases)
-    decision = _decide(replace(state, past=past), window, trial, quiet)
+    moves = _weigh_moves(replace(state, past=past), window, trial)
+    decision = _decide(state, window, trial, moves, quiet)
+    if moves.searched and moves.plan is None:
+        past = past.with_refusal(moves.reason, trial.by_shares)
     if decision.plan is not None:
         moved = None
         if decision.by_shares is not None and decision.by_moves is not None and decision.action == "moves":
             moved = Promise(state.placement, decision.by_shares - decision.by_moves, past.regime_step)
         past = past.with_plan(decision.predicted, moved)
     return replace(state, past=past), decision
+
+
+def _objective(state: State, past: Past) -> Objective:
+    """What a load is: reads besides tokens where it was counted when experts were active."""
+    seen = [(g.heat_KLE.sum(axis=0), g.active_LE) for g in past.glimpses if g.active_LE is not None]
+    if state.config.objective == "tokens" or not seen:
+        return TokenLoad(state.topology)
+    heat_LE, active_LE = (np.asarray(sum(each)) for each in zip(*seen, strict=True))
+    return ReadLoad.of(state.topology, heat_LE, active_LE, state.config.tokens_per_read)
 
 
 def _kind_weights(config: Config, kinds: int) -> FloatArray:
@@ -134,9 +147,8 @@ def _kind_weights(config: Config, kinds: int) -> FloatArray:
     return np.array([config.prefill_weight, config.decode_weight])
 
 
-def _decide(state: State, window: HeatWindow, trial: Trial, quiet: Decision) -> Decision:
+def _decide(state: State, window: HeatWindow, trial: Trial, moves: _Moves, quiet: Decision) -> Decision:
     """Moves where they pay, else new shares where they do, else nothing."""
-    moves = _weigh_moves(state, window, trial)
     known = replace(quiet, predicted=trial.as_is, by_shares=trial.by_shares, by_moves=moves.by_moves)
     if moves.plan is not None:
         return _with_moves(state, window, trial, moves, known)
@@ -184,12 +196,14 @@ def _served(trial: Trial, plan: Plan, shares_LP: FloatArray, reason: str, layer_
 
 
 class _Moves(NamedTuple):
-    """Whether to move. ``reason``: why not; empty where nothing was asked, and where moves pay."""
+    """Whether to move. ``reason``: why not; empty where nothing was asked, and where moves pay. ``searched``:
+    a search was made."""
 
     reason: str = ""
     plan: Plan | None = None
     by_moves: float | None = None
     saved_ms: float = 0.0
+    searched: bool = True
 
 
 def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
@@ -197,7 +211,7 @@ def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
     the layers that do not pay."""
     config, past, by_shares = state.config, state.past, trial.by_shares
     if config.mode == "shares" or not state.movable or by_shares - 1 < config.min_gain:
-        return _Moves()
+        return _Moves(searched=False)
     steps = past.trust * past.steps_left(window.end_step, config.plan_life_steps)
     worth_ms = StepTime.of(config).saved_ms(1.0, steps)
     move_ms = moving_ms(state.bytes_per_expert, config.link_bytes_per_second)
@@ -205,8 +219,13 @@ def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
         config.max_moves if move_ms == 0 else min(config.max_moves, int(worth_ms * (by_shares - 1) / move_ms))
     )
     if most < 1:
-        return _Moves(f"no move would pay within the {steps:.0f} steps that traffic may stay as it is")
+        why = f"no move would pay within the {steps:.0f} steps that traffic may stay as it is"
+        return _Moves(why, searched=False)
+    if past.refusal is not None and past.rests(by_shares, worse=config.min_gain):
+        return _Moves(past.refusal.reason, searched=False)
     plan = _plan_moves(state, trial, [case.older_LE for case in trial.cases], most)
+    if not plan.moves:
+        return _Moves(f"no move lowers the imbalance enough: {by_shares:.3f} by shares alone")
     gain = trial.move_gain(plan.placement)
     if not gain.is_sure(config.min_gain, config.confidence):
         told = f"{gain.value:.3f} ± {gain.error:.3f} on heat that they were not planned on"

@@ -49,10 +49,15 @@ def likeness(one_LE: FloatArray, other_LE: FloatArray, scatter: float) -> Likene
     told_L = (signal_XL > 0).all(axis=0)
     if not told_L.any():
         return Likeness(1.0, np.inf)
+    signal_XL, noise_XL = signal_XL[:, told_L], noise_XL[:, told_L]
     dot_L = np.einsum("le,le->l", *pair)[told_L]
-    cosine_L = np.minimum(dot_L / np.sqrt(signal_XL[:, told_L].prod(axis=0)), 1.0)
-    relative = float((noise_XL / signal_XL)[:, told_L].max(axis=0).mean())
-    return Likeness(float(cosine_L.mean()), relative / np.sqrt(told_L.sum() * one_LE.shape[1]))
+    cosine_L = np.minimum(dot_L / np.sqrt(signal_XL.prod(axis=0)), 1.0)
+    # Scatter turns a heat by its part across it (first order, none where both are alike) and, where it is
+    # large, by its product with that of the other; both spread over the experts that share the heat.
+    relative_L = (noise_XL / signal_XL).sum(axis=0)
+    spread_L = (signal_XL / (noise_XL / scatter) ** 2).mean(axis=0)
+    variance_L = spread_L * (relative_L * (1 - cosine_L**2) + relative_L**2)
+    return Likeness(float(cosine_L.mean()), float(np.sqrt(variance_L.sum())) / len(cosine_L))
 
 
 ALIKE = 0.95

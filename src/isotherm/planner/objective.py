@@ -68,6 +68,15 @@ class ReadLoad:
     tokens_LE: FloatArray
     tokens_per_read: float
 
+    @classmethod
+    def of(
+        cls, topology: Topology, heat_LE: FloatArray, active_LE: FloatArray, tokens_per_read: float
+    ) -> ReadLoad:
+        """From heat and the steps in which each expert was active; experts never seen have one token."""
+        one_LE = np.ones_like(heat_LE)
+        tokens_LE = np.divide(heat_LE, active_LE, out=one_LE, where=active_LE > 0)
+        return cls(topology, np.maximum(tokens_LE, 1.0), tokens_per_read)
+
     def units(self, placement: Placement, shares_LP: FloatArray) -> FloatArray:
         safe_LP = np.maximum(placement.slot_to_expert, 0).astype(np.int64)
         read_LP = 1.0 / np.take_along_axis(self.tokens_LE, safe_LP, axis=1)

@@ -28,11 +28,13 @@ class Glimpse:
         heat_HKLE: float64, tokens.
         steps_H: steps of each half.
         scatter_K: `dispersion` of the kinds, not a number where nothing tells.
+        active_LE: float64, steps in which an expert had a token; None where nobody counted them.
     """
 
     heat_HKLE: FloatArray
     steps_H: tuple[int, ...]
     scatter_K: FloatArray
+    active_LE: FloatArray | None
 
     @classmethod
     def of(cls, window: HeatWindow, before: Glimpse | None) -> Glimpse:
@@ -47,7 +49,8 @@ class Glimpse:
         if slices == 1:
             pair = (heat_HKLE[0], np.zeros_like(heat_HKLE[0]) if before is None else before.heat_KLE)
         scatter_K = np.array([dispersion(*kind) for kind in zip(*pair, strict=True)])
-        return cls(heat_HKLE, tuple(steps_H.tolist()), scatter_K)
+        active_LE = None if window.active_steps_LE is None else window.active_steps_LE.astype(np.float64)
+        return cls(heat_HKLE, tuple(steps_H.tolist()), scatter_K, active_LE)
 
     @cached_property
     def heat_KLE(self) -> FloatArray:

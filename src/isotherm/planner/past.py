@@ -30,6 +30,26 @@ class Promise:
 
 
 @dataclass(frozen=True, eq=False)
+class Refusal:
+    """Moves searched for and found not worth it. A search costs a hundred times what the rest of a decision
+    does, so it rests for 1, 2, 4 and then 8 windows, unless things get worse by themselves.
+
+    Attributes:
+        reason: in words.
+        by_shares: the imbalance that shares reached then.
+        regime_step: since when traffic was as it was.
+        times: how often in a row.
+        wait: windows to come before the next search.
+    """
+
+    reason: str
+    by_shares: float
+    regime_step: int
+    times: int
+    wait: int
+
+
+@dataclass(frozen=True, eq=False)
 class Past:
     """What was seen, decided, and came true. Whoever asks the mind keeps it, and gives it back.
 
@@ -42,6 +62,7 @@ class Past:
         promised: the imbalance that the newest plan promised; None before the first.
         open: moves of which it is not known yet what they brought.
         kept: (promised, true) gain of the newest 8 plans with moves.
+        refusal: the newest search for moves, where it found none.
     """
 
     glimpses: tuple[Glimpse, ...] = ()
@@ -52,6 +73,7 @@ class Past:
     promised: float | None = None
     open: Promise | None = None
     kept: tuple[tuple[float, float], ...] = ()
+    refusal: Refusal | None = None
 
     def with_window(self, window: HeatWindow, most: int) -> Past:
         """This and ``window``; at most ``most`` windows are kept. A window without heat leaves no trace: an
@@ -61,6 +83,8 @@ class Past:
             return self
         glimpse = Glimpse.of(window, self.glimpses[-1] if self.glimpses else None)
         past = replace(self, glimpses=(*self.glimpses, glimpse)[-most:])
+        if past.refusal is not None:
+            past = replace(past, refusal=replace(past.refusal, wait=past.refusal.wait - 1))
         if self.regime_LE is None:
             return replace(past, regime_LE=heat_LE, regime_step=window.start_step)
         if not is_change(self.regime_LE, heat_LE, float(scatter_of(past.glimpses).max())):
@@ -77,7 +101,27 @@ class Past:
 
     def with_plan(self, promised: float, moved: Promise | None) -> Past:
         """This and a plan decided now."""
-        return replace(self, plans=self.plans + 1, promised=promised, open=moved or self.open)
+        refusal = self.refusal if moved is None else None
+        return replace(
+            self, plans=self.plans + 1, promised=promised, open=moved or self.open, refusal=refusal
+        )
+
+    def with_refusal(self, reason: str, by_shares: float) -> Past:
+        """This and a search just made that found no moves worth it."""
+        times = 1 if self.refusal is None else self.refusal.times + 1
+        wait = min(2 ** (times - 1), _KEPT) + 1
+        return replace(self, refusal=Refusal(reason, by_shares, self.regime_step, times, wait))
+
+    def rests(self, by_shares: float, worse: float) -> bool:
+        """Whether it is too early to search for moves again: shares reach no imbalance higher by ``worse``
+        than they did then, and traffic is the same."""
+        last = self.refusal
+        return (
+            last is not None
+            and last.wait > 0
+            and last.regime_step == self.regime_step
+            and by_shares < last.by_shares + worse
+        )
 
     def with_outcome(self, placement: Placement, gain: Callable[[Placement], float]) -> Past:
         """This in a window without moves under way: what open moves brought, by ``gain`` over what the slots
