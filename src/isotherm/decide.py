@@ -21,7 +21,7 @@ from isotherm.planner.price import StepTime, moving_ms
 from isotherm.planner.several import plan_for_worst
 from isotherm.planner.trial import Trial
 from isotherm.topology import Topology
-from isotherm.window import KINDS, HeatWindow, layer_imbalance, overall_imbalance
+from isotherm.window import KINDS, HeatWindow, layer_imbalance
 
 Action = Literal["nothing", "shares", "moves"]
 
@@ -102,7 +102,7 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     heat_LE = np.tensordot(weight_K, window.heat_KSLE.sum(axis=1), axes=1)
     past = state.past.with_window(window, state.config.forecast_windows)
     trial = Trial(state.topology, state.placement, state.shares, _objective(state, past), ())
-    now = overall_imbalance(trial.loads(heat_LE, state.placement, state.shares))
+    now = trial.imbalance(heat_LE, state.placement, state.shares)
     quiet = Decision("nothing", None, "", clock, now, now, promised=past.promised)
 
     def nothing(reason: str) -> tuple[State, Decision]:
@@ -112,9 +112,7 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
         return nothing("no token in this window")
     if not state.settled:
         return nothing("moves are under way")
-    past = past.with_outcome(
-        state.placement, lambda before: overall_imbalance(trial.loads(heat_LE, before)) - now
-    )
+    past = past.with_outcome(state.placement, lambda before: trial.imbalance(heat_LE, before) - now)
     cases = look_ahead(past.glimpses, state.config.forecast, weight_K, robust=state.config.robust)
     if not cases:
         return nothing("one slice of heat alone cannot be checked against another: waiting for the next")
@@ -168,7 +166,7 @@ def _with_moves(state: State, window: HeatWindow, trial: Trial, moves: _Moves, k
     assert moves.plan is not None
     plan, count = moves.plan, len(moves.plan.moves)
     shares_LP = trial.objective.shares(trial.cases[0].heat_LE, plan.placement)
-    predicted = overall_imbalance(trial.loads(trial.cases[0].heat_LE, plan.placement, shares_LP))
+    predicted = trial.imbalance(trial.cases[0].heat_LE, plan.placement, shares_LP)
     reason = f"{count} moves and new shares: imbalance {known.imbalance:.3f} to {predicted:.3f}"
     return replace(
         known,
@@ -231,7 +229,7 @@ def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
         told = f"{gain.value:.3f} ± {gain.error:.3f} on heat that they were not planned on"
         return _Moves(f"moves would gain {told}, which is too little or may be chance")
     plan = _plan_paying(state, trial, most, worth_ms, move_ms)
-    by_moves = trial.imbalance(plan.placement)
+    by_moves = trial.worst(plan.placement)
     saved_ms = worth_ms * min(by_shares - by_moves, gain.value)
     if by_shares - by_moves < config.min_gain or saved_ms <= move_ms * len(plan.moves):
         why = f"moves that pay for their bytes would gain {max(by_shares - by_moves, 0):.3f}, too little"

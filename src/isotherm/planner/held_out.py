@@ -9,7 +9,6 @@ import numpy as np
 from isotherm.arrays import FloatArray
 from isotherm.placement import Placement, expert_sums, rank_loads
 from isotherm.topology import Topology
-from isotherm.window import overall_imbalance
 
 
 class Gain(NamedTuple):
@@ -35,25 +34,29 @@ class Served(NamedTuple):
     units_LP: FloatArray
 
 
-def held_out_gain(heat_LE: FloatArray, scatter: float, old: Served, new: Served, topology: Topology) -> Gain:
+def held_out_gain(
+    heat_LE: FloatArray,
+    scatter: float,
+    old: Served,
+    new: Served,
+    topology: Topology,
+    weight_LE: FloatArray | None = None,
+) -> Gain:
     """The gain of ``new`` over ``old`` on ``heat_LE``, whose numbers scatter with ``scatter`` times their
     mean.
 
     The error follows from how both imbalances depend on each expert's heat (the delta method): where both
-    serve an expert alike its scatter cancels. Which rank is hottest is taken as given.
+    serve an expert alike its scatter cancels. Which rank is hottest is taken as given. ``weight_LE``: what a
+    token adds to the load of an expert's only replica, whose mean over ranks is 1; None: 1 everywhere.
     """
-    slopes = [_slope(heat_LE, served, topology) for served in (old, new)]
-    before, after = (overall_imbalance(rank_loads(heat_LE, *served, topology)) for served in (old, new))
-    variance = scatter * float((heat_LE * (slopes[0] - slopes[1]) ** 2).sum())
+    weight_LE = np.ones_like(heat_LE) if weight_LE is None else weight_LE
+    mean = float((heat_LE * weight_LE).sum()) / topology.ranks
+    loads = [rank_loads(heat_LE, *served, topology) for served in (old, new)]
+    before, after = (float(load_LG.max(axis=1).sum()) / mean for load_LG in loads)
+    slope_LE = np.asarray((after - before) / topology.ranks * weight_LE)
+    for sign, served, load_LG in zip((1, -1), (old, new), loads, strict=True):
+        hottest_L1 = load_LG.argmax(axis=1)[:, None]
+        on_hottest_LP = np.where(topology.slot_to_rank_P == hottest_L1, served.units_LP, 0.0)
+        slope_LE += sign * expert_sums(served.placement, on_hottest_LP)
+    variance = scatter * float((heat_LE * slope_LE**2).sum()) / mean**2
     return Gain(before, after, float(np.sqrt(variance)))
-
-
-def _slope(heat_LE: FloatArray, served: Served, topology: Topology) -> FloatArray:
-    """How the overall imbalance grows with each expert's heat, float64 [layers, experts]."""
-    load_LG = rank_loads(heat_LE, *served, topology)
-    mean = float(load_LG.mean(axis=1).sum())
-    hottest_L1 = load_LG.argmax(axis=1)[:, None]
-    on_hottest_LP = np.where(topology.slot_to_rank_P == hottest_L1, served.units_LP, 0.0)
-    peak_LE = expert_sums(served.placement, on_hottest_LP)
-    mean_LE = expert_sums(served.placement, served.units_LP) / topology.ranks
-    return np.asarray((peak_LE - overall_imbalance(load_LG) * mean_LE) / mean)

@@ -13,7 +13,6 @@ from isotherm.planner.held_out import Gain, Served, held_out_gain
 from isotherm.planner.objective import Objective
 from isotherm.planner.outlook import Case
 from isotherm.topology import Topology
-from isotherm.window import overall_imbalance
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +37,19 @@ class Trial:
             shares_LP = self.objective.shares(heat_LE, placement)
         return rank_loads(heat_LE, placement, self.objective.units(placement, shares_LP), self.topology)
 
+    def imbalance(
+        self, heat_LE: FloatArray, placement: Placement, shares_LP: FloatArray | None = None
+    ) -> float:
+        """The loads of the hottest ranks over the means, summed over layers. The means are those of experts
+        on one replica each: where splitting makes work, that is no part of them."""
+        peak = float(self.loads(heat_LE, placement, shares_LP).max(axis=1).sum())
+        mean = float(self.objective.weights(heat_LE).sum()) / self.topology.ranks
+        return peak / mean if mean > 0 else 1.0
+
     @cached_property
     def as_is(self) -> float:
         """The imbalance of the forecast as it is served now."""
-        return overall_imbalance(self.loads(self.cases[0].heat_LE, self.placement, self.shares))
+        return self.imbalance(self.cases[0].heat_LE, self.placement, self.shares)
 
     @cached_property
     def new_shares(self) -> FloatArray:
@@ -51,24 +59,24 @@ class Trial:
     @cached_property
     def reshared(self) -> float:
         """The imbalance of the forecast with them."""
-        return overall_imbalance(self.loads(self.cases[0].heat_LE, self.placement, self.new_shares))
+        return self.imbalance(self.cases[0].heat_LE, self.placement, self.new_shares)
 
     @cached_property
     def by_shares(self) -> float:
-        """The worst overall imbalance of all cases while weights stay, each with its best shares."""
-        others = (self.loads(case.heat_LE, self.placement) for case in self.cases[1:])
-        return max([self.reshared, *map(overall_imbalance, others)])
+        """The worst imbalance of all cases while weights stay, each with its best shares."""
+        others = [self.imbalance(case.heat_LE, self.placement) for case in self.cases[1:]]
+        return max([self.reshared, *others])
 
-    def imbalance(self, placement: Placement) -> float:
-        """The worst overall imbalance of all cases, each with its best shares."""
-        return max(overall_imbalance(self.loads(case.heat_LE, placement)) for case in self.cases)
+    def worst(self, placement: Placement) -> float:
+        """The worst imbalance of all cases, each with its best shares."""
+        return max(self.imbalance(case.heat_LE, placement) for case in self.cases)
 
     def share_gain(self) -> Gain:
         """What new shares gain on the newer half of the forecast, found on its older half."""
         case = self.cases[0]
         in_force = Served(self.placement, self.objective.units(self.placement, self.shares))
         new = self._fitted(self.placement, case)
-        return held_out_gain(case.newer_LE, case.scatter, in_force, new, self.topology)
+        return self._gain(case, in_force, new)
 
     def move_gain(self, placement: Placement) -> Gain:
         """What a placement found on the older halves gains on the newer ones over the present one, both with
@@ -76,17 +84,20 @@ class Trial:
         gains = []
         for case in self.cases:
             old, new = (self._fitted(each, case) for each in (self.placement, placement))
-            gains.append(held_out_gain(case.newer_LE, case.scatter, old, new, self.topology))
+            gains.append(self._gain(case, old, new))
         worst = max(gain.old for gain in gains), max(gain.new for gain in gains)
         return Gain(*worst, max(gain.error for gain in gains))
 
     def layer_gains(self, placement: Placement) -> FloatArray:
-        """What each layer adds to the gain in overall imbalance of the case served worst now."""
-        loads = [self.loads(case.heat_LE, self.placement) for case in self.cases]
-        worst = int(np.argmax([overall_imbalance(load_LG) for load_LG in loads]))
-        after_LG = self.loads(self.cases[worst].heat_LE, placement)
-        gain_L = loads[worst].max(axis=1) - after_LG.max(axis=1)
-        return np.asarray(gain_L / loads[worst].mean(axis=1).sum())
+        """What each layer adds to the gain in imbalance of the case served worst now, float64 [layers]."""
+        worst = max(self.cases, key=lambda case: self.imbalance(case.heat_LE, self.placement))
+        before, after = (self.loads(worst.heat_LE, each).max(axis=1) for each in (self.placement, placement))
+        mean = float(self.objective.weights(worst.heat_LE).sum()) / self.topology.ranks
+        return np.asarray((before - after) / mean)
+
+    def _gain(self, case: Case, old: Served, new: Served) -> Gain:
+        weight_LE = self.objective.weights(np.ones_like(case.newer_LE))
+        return held_out_gain(case.newer_LE, case.scatter, old, new, self.topology, weight_LE)
 
     def _fitted(self, placement: Placement, case: Case) -> Served:
         shares_LP = self.objective.shares(case.older_LE, placement)
