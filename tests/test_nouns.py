@@ -44,6 +44,25 @@ REFUSED = {
     "max_imbalance=0.5 is below 1": lambda: iso.Config(max_imbalance=0.5),
     "min_gain=-0.1": lambda: iso.Config(min_gain=-0.1),
     "heartbeat_seconds=0 must be above 0": lambda: iso.Config(heartbeat_seconds=0),
+    "step_ms=nan must be above 0": lambda: iso.Config(step_ms=float("nan")),
+    "link_bytes_per_second=inf must be": lambda: iso.Config(link_bytes_per_second=float("inf")),
+    "tokens_per_read=0 must be above 0": lambda: iso.Config(tokens_per_read=0),
+    "expert_share=1.5 is a part": lambda: iso.Config(expert_share=1.5),
+    "decode_weight=-1 must be finite": lambda: iso.Config(decode_weight=-1),
+    "prefill_weight and decode_weight are both 0": lambda: iso.Config(prefill_weight=0, decode_weight=0),
+    "confidence=nan must be finite": lambda: iso.Config(confidence=float("nan")),
+    "objective='speed' is unknown: choose auto or tokens": lambda: iso.Config(objective="speed"),
+    "forecast_windows=0 is below 1": lambda: iso.Config(forecast_windows=0),
+    "plan_life_steps=0 is below 1": lambda: iso.Config(plan_life_steps=0),
+    "active_steps_LE has shape (1, 3): give": lambda: window(active_steps_LE=np.ones((1, 3), int)),
+    "active_steps_LE holds up to 9": lambda: window(active_steps_LE=np.full((2, 3), 9)),
+    "active_steps_LE holds up to 8": lambda: window(
+        heat_KSLE=np.ones((2, 2, 2, 3), int), active_steps_LE=np.full((2, 3), 8)
+    ),
+    "active_steps_LE holds -1": lambda: window(active_steps_LE=np.full((2, 3), -1)),
+    "source_heat_NLE of shape (1, 2, 3) does not add up": lambda: window(
+        source_heat_NLE=np.ones((1, 2, 3), int)
+    ),
     "tokens_K holds -1": lambda: window(tokens_K=[5, -1]),
     "does not fit 1 kinds": lambda: window(tokens_K=[5]),
     "slice_steps=(8, 16)": lambda: window(slice_steps=(8, 16)),
@@ -96,6 +115,10 @@ def test_a_window_adds_up_its_axes():
     assert seen.heat_LE.tolist() == seen.heat_KSLE.sum((0, 1)).tolist()
     assert seen.heat_SLE.tolist() == seen.heat_KSLE.sum(0).tolist()
     assert seen.load_LG.tolist() == [[3] * 4] * 2
+    wanted = seen.heat_LE
+    sources = window(source_heat_NLE=np.stack([wanted // 2, wanted - wanted // 2]))
+    assert sources.source_heat_NLE.sum(axis=0).tolist() == wanted.tolist()
+    assert window(active_steps_LE=np.full((2, 3), 8)).active_steps_LE.max() == 8
     assert (seen.start_step, seen.end_step, seen.steps) == (8, 16, 8)
 
 
