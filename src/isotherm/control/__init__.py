@@ -15,7 +15,7 @@ from isotherm.control.peers import check_peers
 from isotherm.control.plan_log import PlanLog, Promise
 from isotherm.control.spans import Span, no_span
 from isotherm.control.states import Life, Limits, Seen, next_life
-from isotherm.control.watch import Watch
+from isotherm.control.state_watch import Watch
 
 __all__ = [
     "Announcer",
