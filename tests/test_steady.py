@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import isotherm as iso
+from isotherm import decide
 from isotherm.decide import make_decision
 from isotherm.placement import rank_loads
 from isotherm.planner import balanced_shares
@@ -157,3 +158,59 @@ def test_a_decision_tells_what_it_weighed():
     later = make_decision(moved, drawn(np.random.default_rng(2), skewed(2), 64, 64), 128)[1]
     assert later.promised == decision.predicted
     assert later.imbalance == pytest.approx(decision.predicted, abs=0.05)
+
+
+def test_a_search_that_found_nothing_rests_and_comes_back_when_traffic_changes():
+    calls = []
+
+    def counted(monkeypatch):
+        real = decide.make_plan
+        monkeypatch.setattr(
+            decide, "make_plan", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs)
+        )
+
+    rng, part = np.random.default_rng(13), skewed(10)
+    # Nothing may move less than all of what there is: every search ends in a refusal.
+    state = with_placement(planned_for(part, min_gain=0.0, confidence=1e9), default_placement())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        counted(monkeypatch)
+        searched = []
+        for window in stretch(rng, part, 0, 26, 64) + stretch(rng, skewed(11), 26, 1, 64):
+            calls.clear()
+            state, decision = make_decision(state, window, window.end_step)
+            assert "may be chance" in decision.reason or decision.action == "shares"
+            searched.append(bool(calls))
+    assert [i for i, each in enumerate(searched) if each] == [0, 2, 5, 10, 19, 26]
+
+
+def test_robust_plans_for_both_kinds_and_for_earlier_traffic():
+    rng = np.random.default_rng(14)
+    before, after = skewed(15), skewed(16)
+    windows = stretch(rng, before, 0, 3, 400) + stretch(rng, after, 3, 3, 400)
+
+    def worst(robust):
+        state = with_placement(planned_for(before, robust=robust), default_placement())
+        state, decisions = run_mind(state, windows)
+        assert any(decision.action == "moves" for decision in decisions[3:])
+        return max(true_imbalance(state, part) for part in (before, after))
+
+    assert worst(True) < worst(False)
+
+
+def test_kinds_weigh_what_they_are_set_to():
+    rng = np.random.default_rng(17)
+    prefill, decode = (drawn(rng, skewed(seed), 0, 400) for seed in (18, 19))
+    heat = np.concatenate([prefill.heat_KSLE, decode.heat_KSLE])
+    window = iso.HeatWindow(heat, None, prefill.slice_steps, np.ones(2, int), prefill.layer_ids)
+
+    def imbalance(part_LE, **weights):
+        state = with_placement(planned_for(skewed(18), **weights), default_placement())
+        plan = make_decision(state, window, 400)[1].plan
+        return iso.overall_imbalance(rank_loads(part_LE, plan.placement, plan.shares, TOPOLOGY))
+
+    for part_LE, weights in (
+        (prefill.heat_LE, {"decode_weight": 0.0}),
+        (decode.heat_LE, {"prefill_weight": 0.0}),
+        (prefill.heat_LE + 3 * decode.heat_LE, {"decode_weight": 3.0}),
+    ):
+        assert imbalance(part_LE, **weights) < 1.1 < imbalance(part_LE[:, ::-1], **weights)

@@ -28,6 +28,9 @@ Action = Literal["nothing", "shares", "moves"]
 _SHARES_GAIN = 0.002
 """New shares are sent when they lower the overall imbalance by at least this: they cost a message."""
 
+_WORSE = 0.01
+"""A search for moves that rests is made at once where the imbalance that shares reach rose by this."""
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -219,7 +222,7 @@ def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
     if most < 1:
         why = f"no move would pay within the {steps:.0f} steps that traffic may stay as it is"
         return _Moves(why, searched=False)
-    if past.refusal is not None and past.rests(by_shares, worse=config.min_gain):
+    if past.refusal is not None and past.rests(by_shares, worse=max(config.min_gain, _WORSE)):
         return _Moves(past.refusal.reason, searched=False)
     plan = _plan_moves(state, trial, [case.older_LE for case in trial.cases], most)
     if not plan.moves:
