@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm.planner import imbalance_bound
+from isotherm.planner.forest_kernels import plant_one
 from isotherm.planner.join_kernels import join_ranks
+from isotherm.planner.load_kernels import make_layer
 from isotherm.planner.pack_kernels import list_replicas, pack, separate
 from isotherm.planner.pair_kernels import pair
 from isotherm.planner.trade_kernels import rank_sums, trade
@@ -115,9 +117,9 @@ def test_trades_end_where_no_single_one_cools_the_hottest_rank_much(seed):
     assert (before_GS[kept_GS] == expert_GS[kept_GS]).all()
     load_G = rank_sums(expert_GS, weight_E)
     assert load_G.max() <= rank_sums(before_GS, weight_E).max() + 1e-12
-    hottest = np.flatnonzero(load_G == load_G.max())
+    hottest = np.flatnonzero(load_G > load_G.max() - 1e-9)
     gain = min(most_gained(expert_GS, weight_E, count_E <= most, load_G, hot) for hot in hottest)
-    assert gain <= 1e-4 * (load_G.max() - load_G.mean()) + 1e-12
+    assert gain <= 1e-4 * (load_G.max() - load_G.mean()) + 1e-8
 
 
 def most_gained(expert_GS, weight_E, free_E, load_G, hot):
@@ -170,10 +172,24 @@ def skewed(kind, layers=3, experts=64):
 
 
 @pytest.mark.parametrize("kind", ["drawn", "zipf", "half", "zeros"])
-@pytest.mark.parametrize(("ranks", "size"), [(8, 9), (16, 5)])
-def test_exact_shares_are_at_the_bound_with_four_slots_a_rank_or_more(kind, ranks, size):
+@pytest.mark.parametrize(("ranks", "size"), [(8, 9), (16, 5), (32, 3), (64, 2)])
+def test_exact_shares_are_at_the_bound_where_there_are_slots_to_spare(kind, ranks, size):
     plan = iso.plan(skewed(kind), iso.Topology(ranks=ranks, slots_per_rank=size))
     assert plan.imbalance == pytest.approx(plan.bound, rel=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_one_tree_of_all_but_cold_experts_balances_whatever_heat_they_have(seed):
+    rng = np.random.default_rng(seed)
+    ranks, size = int(rng.integers(2, 12)), int(rng.integers(2, 5))
+    hot = rng.lognormal(0, rng.uniform(0, 2), int(rng.integers(2, ranks + 1)))
+    heat_E = rng.permutation(np.append(hot, hot.min() * 0.01 * rng.random(ranks * (size - 2))))
+    heat_E *= ranks / heat_E.sum()
+    slot_expert_P = plant_one(heat_E, ranks, size)
+    assert set(slot_expert_P.tolist()) == set(range(len(heat_E)))
+    assert all(len(set(rank)) == size for rank in slot_expert_P.reshape(ranks, size).tolist())
+    assert make_layer(slot_expert_P, heat_E, ranks, True).load_G == pytest.approx(np.ones(ranks))
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.05])

@@ -1,9 +1,12 @@
-"""A placement from nothing where ranks have two slots: experts in groups, each group's ranks in a tree.
+"""A placement from nothing by trees: ranks that balanced shares can bring to one level by construction.
 
 Two slots make a rank an edge between two experts. With more experts than ranks, ``experts - ranks`` trees
 are the fewest parts that hold all experts; a tree of ``n`` experts has ``n - 1`` ranks, which balanced shares
 can bring to one level. So the heat of each group is to be that of its ranks: with the slack of an expert
 ``1 - heat``, in units of the mean load of a rank, that of each group is to be 1.
+
+With as many ranks as experts one tree holds all, and what ranks it does not need are filled by the hottest
+experts. More slots a rank are filled with the coldest experts first, which leaves two.
 """
 
 from __future__ import annotations
@@ -12,6 +15,10 @@ import numpy as np
 
 from isotherm.arrays import BoolArray, FloatArray, Int64Array
 from isotherm.jit import kernel
+from isotherm.planner.pack_kernels import pack, sort_down
+
+FULL = -np.inf
+"""The room of a rank that is filled."""
 
 
 @kernel
@@ -33,6 +40,50 @@ def plant(heat_E: FloatArray, ranks: int) -> Int64Array:
             left_E[hot] = max(0.0, left_E[hot] - max(0.0, 1.0 - left_E[cold]))
             waits_E[cold] = False
     return slot_expert_P
+
+
+@kernel
+def plant_one(heat_E: FloatArray, ranks: int, size: int) -> Int64Array:
+    """Slots to experts, int64 [size x ranks], of heat of mean load 1: one tree of all but the coldest
+    ``ranks x (size - 2)`` experts, which must leave from 2 to as many as there are ranks.
+
+    The coldest expert left and what the hottest adds fill a rank, and the hottest has enough: ``n`` experts
+    have the heat of ``n - 1`` ranks.
+    """
+    fixed = ranks * (size - 2)
+    order_E, slot_expert_P = sort_down(heat_E), np.empty(ranks * size, np.int64)
+    members, cold_E = order_E[: len(heat_E) - fixed], order_E[len(heat_E) - fixed :]
+    room_G, cold_N = np.ones(ranks), np.empty(fixed)
+    for i in range(fixed):
+        cold_N[i] = heat_E[cold_E[i]]
+    if fixed > 0:
+        item_GS = pack(cold_N, ranks)
+        for rank in range(ranks):
+            for i in range(size - 2):
+                slot_expert_P[rank * size + 2 + i] = cold_E[item_GS[rank, i]]
+                room_G[rank] -= cold_N[item_GS[rank, i]]
+    left_E, waits_E = heat_E.copy(), np.ones(len(heat_E), np.bool_)
+    for unneeded in range(ranks - (len(members) - 1), 1 - len(members), -1):
+        hot, cold = hottest_and_coldest(members, left_E, waits_E)
+        rank = tightest(room_G, 0.0 if unneeded > 0 else left_E[cold])
+        slot_expert_P[rank * size], slot_expert_P[rank * size + 1] = hot, cold
+        given = room_G[rank] if unneeded > 0 else max(0.0, room_G[rank] - left_E[cold])
+        left_E[hot] = max(0.0, left_E[hot] - given)
+        waits_E[cold] = unneeded > 0
+        room_G[rank] = FULL
+    return slot_expert_P
+
+
+@kernel
+def tightest(room_G: FloatArray, heat: float) -> int:
+    """The rank with the least room of those that have enough, else the one with most."""
+    best, most = -1, 0
+    for rank in range(len(room_G)):
+        if room_G[rank] >= heat and (best < 0 or room_G[rank] < room_G[best]):
+            best = rank
+        if room_G[rank] > room_G[most]:
+            most = rank
+    return best if best >= 0 else most
 
 
 @kernel

@@ -7,7 +7,7 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.jit import kernel
 from isotherm.planner.bounds import lowest_peak
-from isotherm.planner.forest_kernels import plant
+from isotherm.planner.forest_kernels import plant, plant_one
 from isotherm.planner.join_kernels import join_ranks
 from isotherm.planner.load_kernels import make_layer
 from isotherm.planner.pack_kernels import count_slots, list_replicas, pack, separate, weigh_slots
@@ -24,14 +24,17 @@ JOIN_COST = 5e-4
 level out what that costs."""
 NEAR_BOUND = 1e-3
 """A layer within this part of its bound is good enough: no other way is tried."""
+LEVELLED = 0.005
+"""Joined ranks this near to the bound under even shares are taken to be at it under balanced ones."""
 
 
 def from_nothing(request: PlanRequest, heat: FloatArray) -> Int64Array:
     """Slots to experts of one layer, int64 [slots].
 
     Replicas are listed greedily and packed, slots traded, and ranks joined through the experts they share, so
-    that balanced shares can bring them to one level, and keep them there when heat drifts. With two slots a
-    rank replicas are also paired, and, with balanced shares, planted in trees; the best is taken.
+    that balanced shares can bring them to one level, and keep them there when heat drifts. Where that is not
+    near the bound, replicas are paired (two slots a rank) or, for balanced shares, planted in trees, and the
+    best is taken.
     """
     topology, heat_E = request.topology, np.array(heat)
     return place_layer(heat_E, topology.ranks, topology.slots_per_rank, request.shares == "balanced")
@@ -42,20 +45,37 @@ def place_layer(heat_E: FloatArray, ranks: int, size: int, balanced: bool) -> In
     mean = heat_E.sum() / ranks
     unit_E = in_units(heat_E, mean if mean > 0.0 else 1.0)
     best_P = arrange(pack_replicas(unit_E, ranks, size), unit_E, ranks, balanced)
-    if size != 2 or mean <= 0.0:
+    if mean <= 0.0 or (size != 2 and not balanced):
         return best_P
-    bound, peak = lowest_peak(unit_E, ranks, size), peak_under(best_P, unit_E, ranks, balanced)
-    for attempt in range(-1, len(LEVELS) if balanced and len(heat_E) > ranks else 0):
+    bound, peak = lowest_peak(unit_E, ranks, size), peak_under(best_P, unit_E, ranks, False)
+    if balanced and peak > bound * (1.0 + LEVELLED):
+        peak = peak_under(best_P, unit_E, ranks, True)
+    elif balanced:
+        return best_P
+    for attempt in range(len(LEVELS) + 1):
         if peak <= bound * (1.0 + NEAR_BOUND):
             break
-        if attempt < 0:
-            other_P = arrange(pair(unit_E, ranks, bound), unit_E, ranks, balanced)
-        else:
-            other_P = plant(in_units(unit_E, LEVELS[attempt] * bound), ranks)
-        other = peak_under(other_P, unit_E, ranks, balanced)
-        if other < peak:
-            best_P, peak = other_P, other
+        other_P = place_otherwise(unit_E, ranks, size, balanced, bound, attempt)
+        if len(other_P) > 0:
+            other = peak_under(other_P, unit_E, ranks, balanced)
+            if other < peak:
+                best_P, peak = other_P, other
     return best_P
+
+
+@kernel
+def place_otherwise(
+    heat_E: FloatArray, ranks: int, size: int, balanced: bool, bound: float, attempt: int
+) -> Int64Array:
+    """Slots to experts, int64 [slots], in another way for each ``attempt``; empty where there is none."""
+    trees = len(heat_E) - ranks * (size - 2)
+    if balanced and 2 <= trees <= ranks and attempt == 0:
+        return plant_one(heat_E, ranks, size)
+    if size == 2 and attempt == 0:
+        return arrange(pair(heat_E, ranks, bound), heat_E, ranks, balanced)
+    if size == 2 and balanced and trees > ranks:
+        return plant(in_units(heat_E, LEVELS[attempt - 1] * bound), ranks)
+    return np.empty(0, np.int64)
 
 
 @kernel
@@ -108,5 +128,5 @@ def join(expert_GS: Int64Array, weight_E: FloatArray, count_E: Int64Array, gaps:
 @kernel
 def peak_under(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanced: bool) -> float:
     """The highest load, for heat of mean load 1."""
-    peak: float = make_layer(slot_expert_P, heat_E, ranks, balanced).rank_G["load"].max()
+    peak: float = make_layer(slot_expert_P, heat_E, ranks, balanced).load_G.max()
     return peak
