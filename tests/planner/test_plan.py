@@ -1,5 +1,6 @@
 """What holds for every plan, whatever the heat, the topology and the policy."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -111,26 +112,30 @@ def test_threads_below_one_are_refused():
         PlanRequest(np.ones((1, 4)), TOPOLOGY, threads=0)
 
 
-def test_the_same_bytes_without_the_cpus_vector_features():
+def plans_in_hex():
+    """What plans of several kinds are made of, as one number."""
+    heat, topology, current = big_problem()
+    kinds = ({}, {"shares": "even"}, {"engine": "sglang"}, {"policy": "swift"}, {"policy": "deepseek"})
+    plans = [iso.plan(heat, topology, current, **kind) for kind in kinds]
+    return hashlib.sha256(b"".join(plan.to_bytes() for plan in plans)).hexdigest()
+
+
+def test_the_same_bytes_in_processes_whose_cpu_has_no_vector_features():
     from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
     present = " ".join(name for name in __cpu_dispatch__ if __cpu_features__[name])
     program = (
-        "import sys; sys.path.insert(0, 'tests/planner'); import test_plan, hashlib, isotherm as iso\n"
-        "print(hashlib.sha256(iso.plan(*test_plan.big_problem()).to_bytes()).hexdigest())"
+        "import sys; sys.path.insert(0, 'tests/planner'); import test_plan; print(test_plan.plans_in_hex())"
     )
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=True,
-            env={**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled},
-        ).stdout
-        for disabled in ("", present)
-    }
-    assert len(hashes) == 1
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+        env={**os.environ, "NPY_DISABLE_CPU_FEATURES": present, "PYTHONHASHSEED": "7"},
+    )
+    assert done.stdout.strip() == plans_in_hex()
 
 
 def test_noise_on_a_plan_at_its_bound_moves_nothing():
@@ -171,6 +176,16 @@ def test_layers_without_heat_stay_and_give_numbers():
     assert half.shares[0].tolist() == current.even_shares()[0].tolist()
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "vllm-ascend"])
+def test_layers_without_heat_stay_for_every_engine(engine):
+    topology = iso.Topology(ranks=3, slots_per_rank=2)
+    current = iso.Placement([[0, 1, 2, 3, 0, 1]] * 2, 4)
+    nothing = iso.plan(np.zeros((2, 4)), topology, current, engine=engine)
+    assert (nothing.moves, nothing.imbalance.tolist()) == ((), [1, 1])
+    half = iso.plan([[0, 0, 0, 0], [9, 1, 1, 1]], topology, current, engine=engine, max_imbalance=1.0)
+    assert {move.layer for move in half.moves} <= {1}
+
+
 def test_a_window_keeps_its_layer_numbers_and_engines_their_rule():
     heat_LE = np.array([[5, 1, 1, 1], [1, 1, 1, 5]])
     window = iso.HeatWindow(heat_LE[None, None], np.zeros((2, 2, 3), int), (0, 8), (8,), (3, 5))
@@ -187,6 +202,8 @@ HEAT = [[1.0, 2.0, 3.0]]
 BAD = {
     "layer 0, expert 1: heat -2.0 must be finite": {"heat": [[1.0, -2.0, 3.0]]},
     "layer 0, expert 2: heat nan must be finite": {"heat": [[1.0, 2.0, np.nan]]},
+    "layer 0, expert 0: heat inf must be finite": {"heat": [[np.inf, 2.0, 1.0]]},
+    "heat has shape (0, 3): give [layers, experts]": {"heat": np.zeros((0, 3))},
     "heat has shape (3,): give [layers, experts]": {"heat": [1.0, 2.0, 3.0]},
     "heat has dtype <U1: give numbers": {"heat": [["a"]]},
     "4 slots hold fewer than experts=5": {"heat": [[1.0] * 5]},

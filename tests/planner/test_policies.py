@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm import planner
@@ -32,12 +34,18 @@ def test_deepseek_gives_the_published_example():
     assert plan.placement.slot_to_expert.tolist() == PUBLISHED_SLOTS
 
 
-def test_groups_stay_on_one_node():
-    topology = iso.Topology(ranks=8, slots_per_rank=2, nodes=2)
-    plan = iso.plan(PUBLISHED_HEAT, topology, policy="deepseek", groups=4)
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32))
+def test_groups_stay_on_one_node(nodes, groups_per_node, group_size, ranks_per_node, seed):
+    groups = nodes * groups_per_node
+    experts_per_node = groups_per_node * group_size
+    size = -(-experts_per_node // ranks_per_node) + 1
+    topology = iso.Topology(nodes * ranks_per_node, size, nodes)
+    heat = np.random.default_rng(seed).lognormal(0, 1, (2, groups * group_size))
+    plan = iso.plan(heat, topology, policy="deepseek", groups=groups)
     for row_P in plan.placement.slot_to_expert:
-        first, second = ({int(expert) // 3 for expert in half} for half in row_P.reshape(2, 8))
-        assert not first & second
+        homes = [{int(expert) // group_size for expert in node} for node in row_P.reshape(nodes, -1)]
+        assert sum(map(len, homes)) == groups or groups == 1
 
 
 def test_small_fixture_as_published_and_better():
@@ -154,6 +162,8 @@ PLUGIN = """
 import numpy as np
 def reverse(request):
     return np.tile(np.arange(request.topology.slots)[::-1] % request.experts, (request.layers, 1))
+def dropping(request):
+    return reverse(request) * 0
 """
 
 
@@ -164,16 +174,18 @@ def test_policies_of_other_packages_are_found_and_broken_ones_named(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-policies\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[isotherm.policies]\nreverse = plugin_policies:reverse\nbroken = plugin_policies:nothing\n"
+        "dropping = plugin_policies:dropping\n"
     )
     program = """
 import isotherm as iso, isotherm.planner as planner
 topology = iso.Topology(ranks=2, slots_per_rank=2)
 print(planner.policies())
 print(iso.plan([[1, 2, 3]], topology, policy="reverse").placement.slot_to_expert.tolist())
-try:
-    iso.plan([[1, 2, 3]], topology, policy="broken")
-except ValueError as error:
-    print(error)
+for name in ("broken", "dropping"):
+    try:
+        iso.plan([[1, 2, 3]], topology, policy=name)
+    except (ValueError, iso.PlanRefusedError) as error:
+        print(type(error).__name__, error)
 """
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{program}"],
@@ -182,11 +194,12 @@ except ValueError as error:
         timeout=100,
         check=False,
     )
-    names, placed, error = done.stdout.splitlines()
+    names, placed, broken, refused = done.stdout.splitlines()
     ours = "'incremental', 'deepseek', 'swift', 'flash', 'static', 'random'"
-    assert names == f"({ours}, 'broken', 'reverse')", done.stderr
+    assert names == f"({ours}, 'broken', 'dropping', 'reverse')", done.stderr
     assert placed == "[[0, 2, 1, 0]]"
-    assert "policy='broken' of plugin_policies:nothing cannot be loaded" in error
+    assert "ValueError policy='broken' of plugin_policies:nothing cannot be loaded" in broken
+    assert "PlanRefusedError policy 'dropping': layer 0: experts [1, 2] have no slot" in refused
 
 
 def test_an_unknown_policy_lists_the_known_ones():

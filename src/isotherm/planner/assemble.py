@@ -69,7 +69,8 @@ def _checked(answer: np.ndarray, request: PlanRequest, policy: str) -> Placement
     except ValueError as error:
         raise PlanRefusedError(f"policy {policy!r}: {error}") from error
     rule = rule_of(request.engine)
-    if request.topology.slots_per_rank <= request.experts or not rule.repeats:
+    nodes = request.topology.nodes if request.groups > 1 else 1
+    if request.topology.slots_per_rank <= request.experts // nodes or not rule.repeats:
         _check_apart(placement, request, policy)
     empty = np.argwhere(placement.slot_to_expert == EMPTY)
     if len(empty) and not rule.empties:
