@@ -15,11 +15,14 @@ What passes between them is an immutable object stored in one attribute, or hand
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -32,6 +35,7 @@ from isotherm.control import (
     Heartbeat,
     Limits,
     Link,
+    Meeting,
     PlanDesk,
     PlanLog,
     Promise,
@@ -43,6 +47,7 @@ from isotherm.control import (
 )
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
+from isotherm.errors import IsothermError
 from isotherm.forward import ForwardPath, check_tokens
 from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
 from isotherm.mover import (
@@ -50,11 +55,16 @@ from isotherm.mover import (
     ExpertWeights,
     HostTransport,
     Ledger,
+    LocalSlots,
     Mover,
     Phase,
     Rules,
+    Tensors,
     Transport,
+    Unequal,
     Weights,
+    find_unequal,
+    write_held,
 )
 from isotherm.numbers import Number
 from isotherm.placement import Placement, Plan, digest
@@ -66,6 +76,9 @@ from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow, ImbalanceSummary
 
 logger = logging.getLogger("isotherm")
+
+_HOLD, _REFILL, _RELEASE, _COMPARE = range(1, 5)
+"""What the engine's threads of all ranks meet for."""
 
 
 class Balancer:
@@ -191,9 +204,10 @@ class Balancer:
             on_failed=lambda: self._watch.fail("planner_raised", "rank 0 could not plan"),
             poke=lambda: self._heartbeat.poke(),
         )
+        self._meeting = Meeting(is_ready=self._may_meet, on_met=self._on_met)
         self._heartbeat = Heartbeat(
             self._link,
-            [self._watch, self._collector.gather, self._desk, self._announcer, self._mover],
+            [self._watch, self._collector.gather, self._desk, self._announcer, self._mover, self._meeting],
             interval_seconds=self.config.heartbeat_seconds,
             step=lambda: self._collector.step,
             lag_steps=4 * self.config.window_steps,
@@ -214,12 +228,14 @@ class Balancer:
         self._window: HeatWindow | None = None
         self._heat_LE: Int64Array | None = None
         self._is_asked_for = False
+        self._is_held = False  # slots are refilled: nothing may move, on any rank
         self._plan_log = PlanLog()
         self._past = Past()
         self._window_callback: Callable[[HeatWindow], None] | None = None
         self._decision_callback: Callable[[Decision], None] | None = None
         self._scope = _StepScope(self)
         self._closed = False
+        self._process = os.getpid()
 
     # -- the engine's thread -------------------------------------------------------------------------
 
@@ -238,8 +254,14 @@ class Balancer:
 
         Raises:
             ValueError: more decode tokens than tokens, or a negative number.
+            IsothermError: the process was forked since the balancer was built.
         """
         check_tokens(num_tokens, num_decode_tokens)
+        if os.getpid() != self._process:
+            raise IsothermError(
+                f"this balancer was built in process {self._process}, and this is a copy of it: threads do "
+                "not survive a fork; build the balancer in the process that serves, or start that by spawn"
+            )
         self._forward.begin(num_tokens, num_decode_tokens)
 
     def route(
@@ -313,7 +335,7 @@ class Balancer:
             self._window_callback(window)
 
     def _begin_planning(self, window: HeatWindow) -> None:
-        if self._link.rank != 0 or not self._desk.is_free:
+        if self._link.rank != 0 or self._is_held or not self._desk.is_free:
             return
         ledger = self._mover.ledger
         self._desk.begin(lambda: self._plan(window, ledger))
@@ -365,6 +387,23 @@ class Balancer:
         self._watch.see(seen)
         if seen is Seen.SETTLED:
             self._plan_log.settle(self._collector.step)
+
+    def _may_meet(self, kind: int) -> bool:
+        """To refill, weights on their way must have arrived, or have been given up."""
+        return kind != _REFILL or (self._mover.ledger.phase is Phase.SETTLED and self._mover.is_clear)
+
+    def _on_met(self, kind: int) -> None:
+        if kind == _HOLD:
+            self._is_held = True
+            self._call_off()
+            if self._watch.life.state in (State.PLANNING, State.MOVING):
+                self._watch.see(Seen.GIVEN_UP)
+        elif kind == _RELEASE:
+            self._is_held = False
+
+    def _meet(self, kind: int, words_W: Int64Array, deadline: float) -> Int64Array:
+        drive = self._heartbeat.beat if self._inline else self._heartbeat.poke
+        return self._meeting.meet(kind, words_W, drive, max(deadline - time.monotonic(), 0.0))
 
     def _call_off(self) -> None:
         """Gives up whatever is under way: what is published stays, and the next plan starts from what is."""
@@ -441,6 +480,56 @@ class Balancer:
         self._is_asked_for = True
         self._heartbeat.poke()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes what the slots hold now, for `isotherm.read_placement` and ``placement=`` of the next start;
+        the same on every rank. The file appears whole, or stays as it was. Slots that are being filled are
+        empty in it."""
+        write_held(Path(path), self.placement, self.shape.ids, self.topology.ranks)
+
+    def logical_state(self) -> list[dict[int, Tensors]]:
+        """For each layer, the tensors of every expert that has a live slot on this rank, by name: views,
+        right until this rank begins another step. Between steps. Every expert is on some rank.
+
+        Raises:
+            ValueError: the balancer was built without weights.
+        """
+        return self._slots().logical_state(self._mover.ledger)
+
+    def reload(self, source: Mapping[tuple[int, int], Tensors], timeout_seconds: float = 60.0) -> None:
+        """Refills every slot of this rank: ``source[layer, expert]`` has the tensors of an expert by name,
+        and is asked for what the slots here hold. Between steps, on every rank; not on the forward path.
+
+        Waits until every rank has come, gives up moves that are under way, and lets nothing move until every
+        rank has refilled its slots: no old weights are carried into a new slot.
+
+        Raises:
+            LinkError: not every rank made this call in time. Nothing moves until all have.
+            ValueError: the balancer was built without weights, or tensors of other names.
+        """
+        slots, deadline, nothing = self._slots(), time.monotonic() + timeout_seconds, np.zeros(0, np.int64)
+        self._meet(_HOLD, nothing, deadline)
+        self._meet(_REFILL, nothing, deadline)
+        slots.refill(self._mover.ledger, source)
+        self._meet(_RELEASE, nothing, deadline)
+
+    def check_replicas(self, timeout_seconds: float = 60.0) -> tuple[Unequal, ...]:
+        """Compares the bytes of all live replicas over all ranks, by checksums: those that differ from the
+        first replica of their expert, the same on every rank. Between steps, on every rank; not on the
+        forward path.
+
+        Raises:
+            LinkError: not every rank made this call in time.
+            ValueError: the balancer was built without weights.
+        """
+        checksums_W = self._slots().checksums(self._mover.ledger)
+        gathered_GW = self._meet(_COMPARE, checksums_W, time.monotonic() + timeout_seconds)
+        return find_unequal(gathered_GW, self.shape.layers)
+
+    def _slots(self) -> LocalSlots:
+        if self._local_slots is None:
+            raise ValueError("the balancer was built with weights=None: it knows no weights")
+        return self._local_slots
+
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
         """Calls ``callback`` with each window, on every rank, off the engine's thread."""
         self._window_callback = callback
@@ -469,7 +558,7 @@ class Balancer:
             inline=False,
             on_device=False,
         )
-        words = sum(each.header_words for each in (Watch, HeatGather, PlanDesk, Announcer, Mover))
+        words = sum(each.header_words for each in (Watch, HeatGather, PlanDesk, Announcer, Mover, Meeting))
         tables = Router.memory(shape, topology, micro_batches, device=device)
         return heat + tables + Heartbeat.memory(topology.ranks, words)
 
@@ -503,7 +592,7 @@ class Balancer:
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Ends balancing; the placement stays as it is. Called on every rank; twice is allowed. Waits
         for the other ranks to close, at most ``timeout_seconds``."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         deadline = time.monotonic() + timeout_seconds
@@ -521,12 +610,14 @@ class Balancer:
         make_transport: Callable[[ExpertWeights, Topology, Backend], Transport],
     ) -> Mover:
         carrier: Carrier | None = None
+        self._local_slots: LocalSlots | None = None
         bytes_per_expert = 0
         if weights is not None:
             experts = ExpertWeights(
                 weights, layers=self.shape.layers, slots_per_rank=self.topology.slots_per_rank
             )
             bytes_per_expert = experts.bytes_per_expert
+            self._local_slots = LocalSlots(weights, experts, self.topology, self._link.rank)
             carrier = Carrier(
                 make_transport(experts, self.topology, self._backend),
                 self._host_stream("carrier")(),

@@ -11,11 +11,12 @@ from isotherm.control.announcer import Announcer
 from isotherm.control.desk import PlanDesk
 from isotherm.control.heartbeat import Heartbeat, Participant
 from isotherm.control.link import GroupLink, Link, Transfer
+from isotherm.control.meeting import Meeting
 from isotherm.control.peers import check_peers
 from isotherm.control.plan_log import PlanLog, Promise
 from isotherm.control.spans import Span, no_span
-from isotherm.control.states import Life, Limits, Seen, next_life
 from isotherm.control.state_watch import Watch
+from isotherm.control.states import Life, Limits, Seen, next_life
 
 __all__ = [
     "Announcer",
@@ -24,6 +25,7 @@ __all__ = [
     "Life",
     "Limits",
     "Link",
+    "Meeting",
     "Participant",
     "PlanDesk",
     "PlanLog",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -40,6 +42,9 @@ class Participant(Protocol):
 
 _ROUND, _CLOSING, _FAILED, _POKED, _STEP = range(5)
 _BASE_WORDS = 5
+
+_EXIT_SECONDS = 2.0
+"""How long the end of the interpreter waits for a round that is under way."""
 
 _LONGEST_REST = 1024
 """Rounds that a participant rests at most, before it is tried again."""
@@ -134,6 +139,8 @@ class Heartbeat:
         self._gate = threading.Lock()
         self._gate.acquire()
         self._closing = False
+        self._is_ending = False  # the interpreter is
+        self._leaving = False
         self._poked = True  # since the last header
         self._quiet = False
         self._thread: threading.Thread | None = None
@@ -174,7 +181,22 @@ class Heartbeat:
     def start(self) -> None:
         """Starts the thread. Call once, on every rank."""
         self._thread = threading.Thread(target=self._run, name="isotherm-heartbeat", daemon=True)
+        _running.add(self)
+        # Anew, so that it runs before the streams are ended, which rounds hand work to.
+        atexit.unregister(_leave_all)
+        atexit.register(_leave_all)
         self._thread.start()
+
+    def leave(self, timeout_seconds: float) -> None:
+        """For the end of the interpreter: ends the thread together with those of the other ranks, or, where
+        they go on after ``timeout_seconds``, with its next round, as if the process had died before that."""
+        if self._thread is None:
+            return
+        self._closing = self._is_ending = True
+        self.poke()
+        self._thread.join(timeout_seconds)
+        self._leaving = True
+        self._thread.join(timeout_seconds)
 
     def poke(self) -> None:
         """Makes this rank ready for the next round at once, and the pauses after it short on every rank.
@@ -206,12 +228,13 @@ class Heartbeat:
         shortest, longest = self._pauses
         pause = shortest
         try:
-            while self.beat():
+            while self.beat() and not self._leaving:
                 pause = min(2 * pause, longest) if self._quiet else shortest
                 # A rank that closes is paced by those that do not.
                 self._poked = self._gate.acquire(timeout=0 if self._closing else pause)
         except BaseException as error:
-            logger.exception("isotherm: the heartbeat of rank %d stopped", self._link.rank)
+            if not self._is_ending:
+                logger.exception("isotherm: the heartbeat of rank %d stopped", self._link.rank)
             self._on_lost(error)
 
     def _fill_header(self) -> None:
@@ -276,3 +299,14 @@ class Heartbeat:
                 f"rank {rank} is in round {rounds_G[rank]}, rank {self._link.rank} in {self.rounds}: "
                 "the group is used by somebody else too; give the balancer a group of its own"
             )
+
+
+_running: weakref.WeakSet[Heartbeat] = weakref.WeakSet()
+
+
+def _leave_all() -> None:
+    """A thread that wakes up inside of a collective when the interpreter is gone brings the process down
+    with a message of its own. So those that were not closed are ended first."""
+    hearts = [heart for heart in _running if heart._thread is not None and heart._thread.is_alive()]
+    for heart in hearts:
+        heart.leave(_EXIT_SECONDS)

@@ -22,6 +22,7 @@ class Seen(Enum):
     AIMED = "a plan with moves was taken on"
     PROGRESS = "slots were retired, filled or published"
     SETTLED = "every slot holds what the plan wants"
+    GIVEN_UP = "what was under way is called off, though nothing failed"
     FAILED = "something failed, and what was under way is called off"
     LOST = "the link is broken: there are no more rounds"
 
@@ -89,6 +90,8 @@ _NEXT = {
     (State.PLANNING, Seen.DECIDED): State.OBSERVING,
     (State.PLANNING, Seen.AIMED): State.MOVING,
     (State.MOVING, Seen.SETTLED): State.OBSERVING,
+    (State.PLANNING, Seen.GIVEN_UP): State.OBSERVING,
+    (State.MOVING, Seen.GIVEN_UP): State.OBSERVING,
     # Asked for by hand, without waiting for the pause to end.
     (State.DEGRADED, Seen.PLANNING): State.PLANNING,
     (State.DEGRADED, Seen.AIMED): State.MOVING,

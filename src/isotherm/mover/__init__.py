@@ -3,6 +3,8 @@
 from isotherm.mover.carrier import Carrier, Transport
 from isotherm.mover.ledger import Ledger, Phase, Rules
 from isotherm.mover.mover import Mover
+from isotherm.mover.saved import write_held
+from isotherm.mover.slots import LocalSlots, Tensors, Unequal, find_unequal
 from isotherm.mover.transport import HostTransport
 from isotherm.mover.weights import ExpertWeights, Weights
 
@@ -11,9 +13,14 @@ __all__ = [
     "ExpertWeights",
     "HostTransport",
     "Ledger",
+    "LocalSlots",
     "Mover",
     "Phase",
     "Rules",
+    "Tensors",
     "Transport",
+    "Unequal",
     "Weights",
+    "find_unequal",
+    "write_held",
 ]
