@@ -189,7 +189,7 @@ def test_one_tree_of_all_but_cold_experts_balances_whatever_heat_they_have(seed)
     slot_expert_P = plant_one(heat_E, ranks, size)
     assert set(slot_expert_P.tolist()) == set(range(len(heat_E)))
     assert all(len(set(rank)) == size for rank in slot_expert_P.reshape(ranks, size).tolist())
-    assert make_layer(slot_expert_P, heat_E, ranks, True).load_G == pytest.approx(np.ones(ranks))
+    assert make_layer(slot_expert_P, heat_E, ranks, True).rank_G["load"] == pytest.approx(np.ones(ranks))
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.05])

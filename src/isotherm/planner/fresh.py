@@ -128,5 +128,5 @@ def join(expert_GS: Int64Array, weight_E: FloatArray, count_E: Int64Array, gaps:
 @kernel
 def peak_under(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanced: bool) -> float:
     """The highest load, for heat of mean load 1."""
-    peak: float = make_layer(slot_expert_P, heat_E, ranks, balanced).load_G.max()
+    peak: float = make_layer(slot_expert_P, heat_E, ranks, balanced).rank_G["load"].max()
     return peak

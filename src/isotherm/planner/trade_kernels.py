@@ -10,6 +10,8 @@ from isotherm.planner.pack_kernels import rank_place
 
 MIN_GAIN = 1e-4
 """A trade must take at least this part of what the hottest rank is above the mean."""
+ROUNDING = 1e-9
+"""And this part of the mean: less may be rounding, which would be traded for ever."""
 
 
 @kernel
@@ -32,7 +34,7 @@ def trade(expert_GS: Int64Array, weight_E: FloatArray, count_E: Int64Array, most
     on_hot_E, best_3 = np.zeros(len(weight_E), np.bool_), np.empty(3, np.int64)
     while True:
         hot = order_G[-1]
-        least = MIN_GAIN * (load_G[hot] - mean)
+        least = max(MIN_GAIN * (load_G[hot] - mean), ROUNDING * mean)
         if not find_trade(expert_GS, weight_E, count_E, most, load_G, order_G, on_hot_E, least, best_3):
             return
         slot, cold, place = best_3[0], int(best_3[1]), best_3[2]
