@@ -29,8 +29,8 @@ class Config:
     """Slices in a window: snapshots are taken every window_steps / slices steps."""
     max_imbalance: float = 1.03
     """The planner stops at this imbalance, in every layer."""
-    min_gain: float = 0.01
-    """A plan with moves is carried out when it lowers the overall imbalance by at least this."""
+    min_gain: float = 0.005
+    """A plan with moves is carried out when it lowers the overall imbalance by at least this, and pays."""
     max_moves: int = 64
     """Moves in one plan, over all layers; the layers that gain most come first."""
     confidence: float = 3.0

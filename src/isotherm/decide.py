@@ -161,7 +161,8 @@ def _decide(state: State, window: HeatWindow, trial: Trial, moves: _Moves, quiet
             as_is = Plan(state.placement, trial.new_shares, (), np.ones(0), np.ones(0), reason, ())
             plan = _served(trial, as_is, trial.new_shares, reason, window.layer_ids)
             return replace(known, action="shares", plan=plan, reason=reason, predicted=trial.reshared)
-        reason = f"new shares would gain {gain.value:.3f} ± {gain.error:.3f}, too little or chance"
+        if gain.value >= _SHARES_GAIN:
+            reason = f"new shares would gain {gain.value:.3f} ± {gain.error:.3f}, which may be chance"
     return replace(known, reason=moves.reason or reason)
 
 
