@@ -13,6 +13,9 @@ from isotherm.mover.weights import ExpertWeights
 from isotherm.streams import Backend
 from isotherm.topology import Topology
 
+_STAGED_EXPERTS = 4
+"""Experts on their way through pinned memory at once, where weights lie on a device."""
+
 _Copy: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """From, to."""
 
@@ -21,7 +24,7 @@ class HostTransport:
     """Fills dead slots over the CPU group's peers, bit for bit.
 
     Weights in CPU memory are sent from and received into their slots directly; those on a device pass
-    through pinned memory, copied on a side stream of the transport's own.
+    through pinned memory for a few experts, made once, on a side stream of the transport's own.
     """
 
     def __init__(self, weights: ExpertWeights, topology: Topology, backend: Backend) -> None:
@@ -29,13 +32,24 @@ class HostTransport:
         self._topology = topology
         self._backend = backend
         self._stream = backend.side_stream("move")
+        is_staged = weights.views(0, 0)[0].device.type != "cpu"
+        self._staging = [
+            backend.pinned_empty((weights.bytes_per_expert,), torch.uint8)
+            for _ in range(_STAGED_EXPERTS * is_staged)
+        ]
         self.received_bytes = 0
 
     def carry(self, fills: Sequence[Fill], link: Link) -> None:
         """Makes this rank's part of ``fills``; returns when its slots hold their new weights.
 
-        Called on the heartbeat's thread, with the same fills on every rank of the link.
+        Called on the carrier's thread, with the same fills on every rank of the link.
         """
+        at_once = len(self._staging) or len(fills)
+        for first in range(0, len(fills), at_once):
+            self._carry(fills[first : first + at_once], link)
+
+    def _carry(self, fills: Sequence[Fill], link: Link) -> None:
+        """Carries as many fills as the staging holds."""
         sends: list[Transfer] = []
         receives: list[Transfer] = []
         leaving: list[_Copy] = []
@@ -49,12 +63,12 @@ class HostTransport:
                 leaving += zip(self._views(fill, fill.source), self._views(fill, fill.target), strict=True)
             elif link.rank == source:
                 views = self._views(fill, fill.source)
-                buffers = [self._host(view) for view in views]
+                buffers = self._host(views, number)
                 leaving += ((v, b) for v, b in zip(views, buffers, strict=True) if v is not b)
                 sends += _transfers(buffers, target, number)
             else:
                 views = self._views(fill, fill.target)
-                buffers = [self._host(view) for view in views]
+                buffers = self._host(views, number)
                 arriving += ((b, v) for v, b in zip(views, buffers, strict=True) if v is not b)
                 receives += _transfers(buffers, source, number)
             self.received_bytes += self._weights.bytes_per_expert * (link.rank == target)
@@ -68,13 +82,15 @@ class HostTransport:
     def close(self) -> None:
         self._stream.close()
 
-    def _host(self, view: torch.Tensor) -> torch.Tensor:
-        if view.device.type == "cpu":
-            return view
-        return self._backend.pinned_empty(view.shape, view.dtype)
+    def _host(self, views: Sequence[torch.Tensor], number: int) -> Sequence[torch.Tensor]:
+        """Where the views' bytes are sent from or received into: themselves, or the staging of fill
+        ``number``."""
+        if not self._staging:
+            return views
+        return torch.split(self._staging[number], [view.numel() for view in views])
 
     def _copy(self, pairs: Sequence[_Copy]) -> None:
-        """Copies on the transport's stream and waits for it, on the heartbeat's thread."""
+        """Copies on the transport's stream and waits for it, on the carrier's thread."""
         if not pairs:
             return
 
