@@ -101,7 +101,7 @@ def test_traffic_that_changes_before_moves_pay_is_left_alone():
     # The same traffic where bytes cost nothing: moves follow it, until one placement fits both kinds.
     _, free = run_mind(planned_for(skewed(7)), alternating(np.random.default_rng(9), 24, 4, 32))
     assert moves_in(free)[-1] > 8 * 4
-    assert max(decision.by_shares for decision in free[-8:]) < 1.05
+    assert len(moves_in(free)) > len(moves_in(decisions))
 
 
 def layer_peaks(heat_LE, placement):
