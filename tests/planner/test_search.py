@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import isotherm as iso
 from isotherm.planner import make_plan
 from isotherm.planner.cut_kernels import EXPERTS, best_replica, new_cut
-from isotherm.planner.even_kernels import Aim, excess, give, rate
+from isotherm.planner.even_kernels import HOT, Aim, best_replacement, excess, give, rate
 from isotherm.planner.exchange_kernels import best_pair
 from isotherm.planner.flow_kernels import replace, surplus
 from isotherm.planner.layer import begin, peak_of, read_experts, set_expert, undo
@@ -22,7 +22,7 @@ from isotherm.planner.search_kernels import climb, prune, search_layers, trace_l
 CAP = 1.03
 
 
-def drawn_layer(seed, balanced=True, experts=None):
+def drawn_layer(seed, balanced=True):
     """A small layer with its loads settled; some slots are empty."""
     rng = np.random.default_rng(seed)
     ranks, size = int(rng.integers(2, 7)), int(rng.integers(2, 5))
@@ -179,6 +179,25 @@ def test_even_gains_are_told_exactly(seed):
             fresh = made_anew(layer, experts_of(layer))
             assert layer.rank_G["load"] == pytest.approx(fresh.rank_G["load"], abs=1e-9)
             give(layer, slot, old)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_best_even_replacement_is_the_best_of_all(seed):
+    layer, aim, change_4 = drawn_layer(seed, balanced=False), Aim(CAP, 100.0), np.empty(4, np.int64)
+    load_G, expert_P = layer.rank_G["load"].copy(), experts_of(layer)
+    hot_G = load_G >= load_G.max() * (1 - HOT)
+    on_hot = set(expert_P[hot_G[layer.slot_P["rank"]]].tolist())
+    best = max(
+        (
+            rate(layer, aim, slot, expert, -1, -1)
+            for slot, experts in free_slots(layer)
+            for expert in experts
+            if expert in on_hot or hot_G[layer.slot_P["rank"][slot]]
+        ),
+        default=0.0,
+    )
+    assert best_replacement(layer, aim, 0.0, change_4) == pytest.approx(max(best, 0.0), abs=1e-9)
 
 
 @settings(max_examples=60, deadline=None)

@@ -84,10 +84,9 @@ def spread(layer: Layer, side: int, cap: float) -> None:
 
 @kernel
 def part_of(layer: Layer, rank: int) -> int:
-    rank_G = layer.rank_G
-    while rank_G[rank]["part"] != rank:
-        above = rank_G[rank]["part"]
-        rank_G[rank]["part"] = rank_G[above]["part"]
+    while layer.rank_G[rank]["part"] != rank:
+        above = layer.rank_G[rank]["part"]
+        layer.rank_G[rank]["part"] = layer.rank_G[above]["part"]
         rank = above
     return rank
 

@@ -48,10 +48,10 @@ def excess(layer: Layer, aim: Aim) -> float:
 @kernel
 def gained(layer: Layer, aim: Aim) -> float:
     """How much the excess fell since the journal began."""
-    gain, rank_G = 0.0, layer.rank_G
+    gain = 0.0
     for i in range(layer.count_4[3]):
-        rank = rank_G[i]["touched"]
-        gain += excess_of(rank_G[rank]["former"], aim) - excess_of(rank_G[rank]["load"], aim)
+        rank = layer.rank_G[i]["touched"]
+        gain += excess_of(layer.rank_G[rank]["former"], aim) - excess_of(layer.rank_G[rank]["load"], aim)
     return gain
 
 
@@ -116,27 +116,75 @@ def hottest_rank(layer: Layer) -> int:
 
 
 @kernel
+def mark_useful(layer: Layer, aim: Aim, hot: float) -> int:
+    """Marks in ``seen`` the experts that a hot rank holds, and writes to ``relief`` of each how much the
+    excess of its ranks falls where it gets one more replica elsewhere. Returns the mark."""
+    layer.count_4[0] += 1
+    for expert in range(len(layer.expert_E)):
+        count, relief = layer.expert_E[expert]["count"], 0.0
+        part, slot = layer.expert_E[expert]["heat"] / (count + 1), layer.expert_E[expert]["first"]
+        while slot >= 0:
+            rank, less = layer.slot_P[slot]["rank"], 0.0
+            while slot >= 0 and layer.slot_P[slot]["rank"] == rank:
+                less += layer.slot_P[slot]["tokens"] - part
+                slot = layer.slot_P[slot]["next"]
+            load = layer.rank_G[rank]["load"]
+            relief += excess_of(load, aim) - excess_of(load - less, aim)
+            if load >= hot:
+                layer.expert_E[expert]["seen"] = layer.count_4[0]
+        layer.expert_E[expert]["relief"] = relief
+    return int(layer.count_4[0])
+
+
+@kernel
+def leave(layer: Layer, aim: Aim, slot: int) -> tuple[float, float]:
+    """By how much the excess falls where the slot's expert leaves it, and what its rank carries then. Marks
+    in ``seen`` the ranks that feel it. Changes nothing."""
+    begin(layer)
+    layer.count_4[0] += 1
+    if layer.slot_P[slot]["expert"] >= 0:
+        resplit(layer, layer.slot_P[slot]["expert"], slot, -1)
+    gain, load = gained(layer, aim), layer.rank_G[layer.slot_P[slot]["rank"]]["load"]
+    for i in range(layer.count_4[3]):
+        layer.rank_G[layer.rank_G[i]["touched"]]["seen"] = layer.count_4[0]
+    undo(layer)
+    return gain, load
+
+
+@kernel
+def feels(layer: Layer, expert: int) -> bool:
+    """Whether a rank of the expert was marked last."""
+    slot = layer.expert_E[expert]["first"]
+    while slot >= 0:
+        if layer.rank_G[layer.slot_P[slot]["rank"]]["seen"] == layer.count_4[0]:
+            return True
+        slot = layer.slot_P[slot]["next"]
+    return False
+
+
+@kernel
 def best_replacement(layer: Layer, aim: Aim, least: float, change_4: Int64Array) -> float:
     """Writes to ``change_4`` the other expert for an empty or redundant slot that gains most, and more than
     ``least``, and returns how much: one that gives tokens to a hot rank, or any at all where the slot
-    itself is on one."""
+    itself is on one. What one gains by leaving and the other by joining adds up, unless they share ranks."""
     hot, best = peak_of(layer) * (1 - HOT), least
-    layer.count_4[0] += 1
-    for slot in range(len(layer.slot_P)):
-        expert = layer.slot_P[slot]["expert"]
-        if expert >= 0 and layer.rank_G[layer.slot_P[slot]["rank"]]["load"] >= hot:
-            layer.expert_E[expert]["seen"] = layer.count_4[0]
+    useful = mark_useful(layer, aim, hot)
     for slot in range(len(layer.slot_P)):
         rank, old = layer.slot_P[slot]["rank"], layer.slot_P[slot]["expert"]
         if old >= 0 and layer.expert_E[old]["count"] == 1:
             continue
-        on_hot = layer.rank_G[rank]["load"] >= hot
+        left, load = leave(layer, aim, slot)
         for expert in range(len(layer.expert_E)):
-            if not on_hot and layer.expert_E[expert]["seen"] != layer.count_4[0]:
+            if layer.rank_G[rank]["load"] < hot and layer.expert_E[expert]["seen"] != useful:
                 continue
-            if holds(layer, rank, expert):
+            part = layer.expert_E[expert]["heat"] / (layer.expert_E[expert]["count"] + 1)
+            joined = excess_of(load, aim) - excess_of(load + part, aim)
+            gain = left + layer.expert_E[expert]["relief"] + joined
+            shared = feels(layer, expert)
+            if (gain <= best and not shared) or holds(layer, rank, expert):
                 continue
-            gain = rate(layer, aim, slot, expert, -1, -1)
+            if shared:
+                gain = rate(layer, aim, slot, expert, -1, -1)
             if gain > best:
                 best = gain
                 change_4[0], change_4[1], change_4[2], change_4[3] = slot, expert, -1, -1

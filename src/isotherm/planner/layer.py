@@ -59,6 +59,7 @@ EXPERT = np.dtype(
         ("first", np.int64),  # the expert's first slot, or -1
         ("count", np.int64),  # how many it has
         ("seen", np.int64),  # the last walk that came by
+        ("relief", np.float64),  # scratch of `even_kernels`
     ],
     align=True,
 )
@@ -130,33 +131,31 @@ def take_out(first_X: Int64Array, x: int, next_P: Int64Array, slot: int) -> None
 @kernel
 def set_expert(layer: Layer, slot: int, expert: int) -> None:
     """Gives the slot another expert, or none (-1). Tokens and loads stay as they are."""
-    slot_P, expert_E = layer.slot_P, layer.expert_E
-    old = slot_P[slot]["expert"]
+    old = layer.slot_P[slot]["expert"]
     if old >= 0:
-        if expert_E[old]["count"] > 1:
+        if layer.expert_E[old]["count"] > 1:
             set_shared(layer, slot, False)
-        take_out(expert_E["first"], old, slot_P["next"], slot)
-        expert_E[old]["count"] -= 1
-        if expert_E[old]["count"] == 1:
-            set_shared(layer, expert_E[old]["first"], False)
-    slot_P[slot]["expert"] = expert
+        take_out(layer.expert_E["first"], old, layer.slot_P["next"], slot)
+        layer.expert_E[old]["count"] -= 1
+        if layer.expert_E[old]["count"] == 1:
+            set_shared(layer, layer.expert_E[old]["first"], False)
+    layer.slot_P[slot]["expert"] = expert
     if expert >= 0:
-        if expert_E[expert]["count"] == 1:
-            set_shared(layer, expert_E[expert]["first"], True)
-        put_in(expert_E["first"], expert, slot_P["next"], slot)
-        expert_E[expert]["count"] += 1
-        if expert_E[expert]["count"] > 1:
+        if layer.expert_E[expert]["count"] == 1:
+            set_shared(layer, layer.expert_E[expert]["first"], True)
+        put_in(layer.expert_E["first"], expert, layer.slot_P["next"], slot)
+        layer.expert_E[expert]["count"] += 1
+        if layer.expert_E[expert]["count"] > 1:
             set_shared(layer, slot, True)
 
 
 @kernel
 def set_shared(layer: Layer, slot: int, shared: bool) -> None:
     """Puts the slot among those of its rank whose experts have others too, or takes it out."""
-    shared_G, next_P = layer.rank_G["shared"], layer.slot_P["next_shared"]
     if shared:
-        put_in(shared_G, layer.slot_P[slot]["rank"], next_P, slot)
+        put_in(layer.rank_G["shared"], layer.slot_P[slot]["rank"], layer.slot_P["next_shared"], slot)
     else:
-        take_out(shared_G, layer.slot_P[slot]["rank"], next_P, slot)
+        take_out(layer.rank_G["shared"], layer.slot_P[slot]["rank"], layer.slot_P["next_shared"], slot)
 
 
 @kernel
@@ -213,25 +212,23 @@ def holds(layer: Layer, rank: int, expert: int) -> bool:
 @kernel
 def set_tokens(layer: Layer, slot: int, tokens: float) -> None:
     """Sets the slot's tokens, until `undo`."""
-    slot_P, count_4 = layer.slot_P, layer.count_4
-    if slot_P[slot]["marked"] != count_4[1]:
-        slot_P[slot]["marked"] = count_4[1]
-        slot_P[slot]["former"] = slot_P[slot]["tokens"]
-        slot_P[count_4[2]]["touched"] = slot
-        count_4[2] += 1
-    slot_P[slot]["tokens"] = tokens
+    if layer.slot_P[slot]["marked"] != layer.count_4[1]:
+        layer.slot_P[slot]["marked"] = layer.count_4[1]
+        layer.slot_P[slot]["former"] = layer.slot_P[slot]["tokens"]
+        layer.slot_P[layer.count_4[2]]["touched"] = slot
+        layer.count_4[2] += 1
+    layer.slot_P[slot]["tokens"] = tokens
 
 
 @kernel
 def set_load(layer: Layer, rank: int, load: float) -> None:
     """Sets the rank's load, until `undo`."""
-    rank_G, count_4 = layer.rank_G, layer.count_4
-    if rank_G[rank]["marked"] != count_4[1]:
-        rank_G[rank]["marked"] = count_4[1]
-        rank_G[rank]["former"] = rank_G[rank]["load"]
-        rank_G[count_4[3]]["touched"] = rank
-        count_4[3] += 1
-    rank_G[rank]["load"] = load
+    if layer.rank_G[rank]["marked"] != layer.count_4[1]:
+        layer.rank_G[rank]["marked"] = layer.count_4[1]
+        layer.rank_G[rank]["former"] = layer.rank_G[rank]["load"]
+        layer.rank_G[layer.count_4[3]]["touched"] = rank
+        layer.count_4[3] += 1
+    layer.rank_G[rank]["load"] = load
 
 
 @kernel
