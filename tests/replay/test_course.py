@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm.placement import check_shares
+from isotherm.planner import balanced_shares
 from isotherm.planner.price import StepTime
 from isotherm.replay.cluster import Cluster
 from isotherm.replay.course import Course, Pace, aim, arrive
@@ -52,6 +53,7 @@ def test_every_goal_is_reached_and_every_expert_served_on_the_way(data):
             assert course.live[tuple(slot)] in (-1, held.get(tuple(slot)))
         if course.batch:
             assert len(course.batch) <= limit
+            assert (course.shares == balanced_shares(heat, course.placement, TOPOLOGY)).all()
             assert course.ready_step == before.ready_step + 1 + -(-len(course.batch) * 10 // 20)
     assert course.placement == goal
     assert (course.shares == goal.even_shares()).all()
