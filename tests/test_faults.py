@@ -203,8 +203,9 @@ def die(engine):
         engine.is_everywhere(True)
     except RuntimeError as error:
         said = str(error)
-    for _ in range(20):  # an engine that goes on in spite of it
-        engine.step()
+    for step in range(STEPS_AT_MOST):  # an engine that goes on in spite of it
+        if engine.step() is State.DEGRADED and step >= 20:
+            break
         time.sleep(0.005)
     statistics = engine.balancer.statistics()
     engine.balancer.close(5)

@@ -141,13 +141,17 @@ class Watch:
 
     def _end_stall(self) -> None:
         beat, step = self._beat, self._own_step()
+        gap = time.monotonic() - beat.seconds
+        if gap > self.limits.stalled_seconds:
+            # Nobody could make progress meanwhile: what is under way is not late for that.
+            self._clock_seconds += gap
         if self.is_stalled:
             self.failures = self.failures.plus("stalled")
             logger.warning(
                 "isotherm: a rank was frozen or cut off: rank %d made no round for %.1f s, "
                 "while it made steps %d to %d; rounds go on",
                 self._rank,
-                time.monotonic() - beat.seconds,
+                gap,
                 beat.step,
                 step,
             )
