@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import isotherm as iso
@@ -108,6 +108,7 @@ def check_same_slots(before_GS, after_GS):
 
 @settings(max_examples=80, deadline=None)
 @given(SEEDS)
+@example(821)  # all ranks at one load but for rounding: trades that gain nothing would go on for ever
 def test_trades_end_where_no_single_one_cools_the_hottest_rank_much(seed):
     expert_GS, weight_E, count_E = drawn_slots(seed)
     before_GS, most = expert_GS.copy(), seed % 3 + 1
