@@ -17,7 +17,7 @@ from isotherm.errors import (
     ProtocolError,
     StreamError,
 )
-from isotherm.placement import EMPTY, Move, Placement, Plan
+from isotherm.placement import EMPTY, Move, Placement, Plan, Refill, Rounds
 from isotherm.planner import plan
 from isotherm.status import Memory, State, Statistics
 from isotherm.topology import MoEShape, Topology
@@ -34,11 +34,15 @@ if TYPE_CHECKING:
     from isotherm.heat import HeatCollector
     from isotherm.traces import (
         HeatHeader,
+        HeatRecorder,
+        HeatSpec,
         HeatTrace,
         HeatWriter,
         PlacementFile,
         read_heat,
         read_placement,
+        record_to,
+        synthesize,
         write_placement,
     )
 
@@ -51,6 +55,8 @@ __all__ = [
     "Config",
     "HeatCollector",
     "HeatHeader",
+    "HeatRecorder",
+    "HeatSpec",
     "HeatTrace",
     "HeatWindow",
     "HeatWriter",
@@ -69,6 +75,8 @@ __all__ = [
     "Plan",
     "PlanRefusedError",
     "ProtocolError",
+    "Refill",
+    "Rounds",
     "State",
     "Statistics",
     "StreamError",
@@ -78,6 +86,8 @@ __all__ = [
     "plan",
     "read_heat",
     "read_placement",
+    "record_to",
+    "synthesize",
     "write_placement",
 ]
 
@@ -85,11 +95,15 @@ _WHEN_ASKED_FOR = {
     "Balancer": "isotherm.balancer",
     "HeatCollector": "isotherm.heat",
     "HeatHeader": "isotherm.traces",
+    "HeatRecorder": "isotherm.traces",
+    "HeatSpec": "isotherm.traces",
     "HeatTrace": "isotherm.traces",
     "HeatWriter": "isotherm.traces",
     "PlacementFile": "isotherm.traces",
     "read_heat": "isotherm.traces",
     "read_placement": "isotherm.traces",
+    "record_to": "isotherm.traces",
+    "synthesize": "isotherm.traces",
     "write_placement": "isotherm.traces",
 }
 

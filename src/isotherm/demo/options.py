@@ -29,7 +29,7 @@ class DemoOptions:
 
     ranks: int | None = None
     """Processes, each with its own slots and its own tokens. Default: 8, or what torchrun started."""
-    redundant: int | None = None
+    redundant: Annotated[int | None, tyro.conf.arg(aliases=("--slots",))] = None
     """Redundant slots per layer, over all ranks. Default: a quarter of the experts."""
     steps: int = 128
     """Forward passes; the text changes after half of them."""
