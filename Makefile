@@ -56,7 +56,7 @@ demo: .venv/.demo-stamp
 	@$(BIN)/isotherm demo $(DEMO_ARGS)
 
 test: .venv/.dev-stamp
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(TEST_ARGS)
 
 test-oldest: .venv-oldest/.stamp
 	@.venv-oldest/bin/python -m pytest tests/planner tests/router tests/mover $(TEST_ARGS)

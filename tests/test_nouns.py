@@ -36,7 +36,7 @@ REFUSED = {
     "layer_ids=(2, 1) must be 2 ascending": lambda: iso.MoEShape(2, 4, 1, (2, 1)),
     "layer_ids=(1,) must be 2 ascending": lambda: iso.MoEShape(2, 4, 1, (1,)),
     "slot_to_expert has shape (3,)": lambda: iso.Placement([0, 1, 2], 3),
-    "layer 1: slots name experts 0 to 3": lambda: iso.Placement([[0, 1, 2], [0, 1, 3]], 3),
+    "layer 1: slot 2 names expert 3, outside": lambda: iso.Placement([[0, 1, 2], [0, 1, 3]], 3),
     "layer 0: experts [1] have no slot": lambda: iso.Placement([[0, 2, -1]], 3),
     "mode='fast' is unknown: choose one of off, count": lambda: iso.Config(mode="fast"),
     "window_steps=10 does not divide into slices=3": lambda: iso.Config(window_steps=10, slices=3),

@@ -40,21 +40,21 @@ class Placement:
             raise ValueError(f"slot_to_expert has shape {slot_to_expert_LP.shape}: give [layers, slots]")
         if slot_to_expert_LP.dtype.kind not in "iu":
             raise ValueError(f"slot_to_expert has dtype {slot_to_expert_LP.dtype}: give integers")
-        for layer, row_P in enumerate(slot_to_expert_LP):
-            self._check_row(layer, row_P)
-        object.__setattr__(self, "slot_to_expert", frozen(slot_to_expert_LP, np.int32))
-
-    def _check_row(self, layer: int, row_P: np.ndarray) -> None:
-        if row_P.min(initial=0) < EMPTY or row_P.max(initial=EMPTY) >= self.experts:
+        lowest, highest = slot_to_expert_LP.min(initial=0), slot_to_expert_LP.max(initial=EMPTY)
+        if lowest < EMPTY or highest >= self.experts:
+            outside_LP = (slot_to_expert_LP < EMPTY) | (slot_to_expert_LP >= self.experts)
+            layer, slot = np.argwhere(outside_LP)[0]
             raise ValueError(
-                f"layer {layer}: slots name experts {row_P.min()} to {row_P.max()}, outside "
+                f"layer {layer}: slot {slot} names expert {slot_to_expert_LP[layer, slot]}, outside "
                 f"{EMPTY} (empty) to {self.experts - 1}"
             )
-        held = row_P[row_P >= 0].astype(np.int64)
-        missing = np.flatnonzero(np.bincount(held, minlength=self.experts) == 0)
+        object.__setattr__(self, "slot_to_expert", frozen(slot_to_expert_LP, np.int32))
+        missing = np.argwhere(self.replicas_LE == 0)
         if len(missing):
+            layer = int(missing[0, 0])
+            experts = missing[missing[:, 0] == layer, 1]
             raise ValueError(
-                f"layer {layer}: experts {missing[:8].tolist()} have no slot; every expert needs one"
+                f"layer {layer}: experts {experts[:8].tolist()} have no slot; every expert needs one"
             )
 
     @classmethod
@@ -84,10 +84,9 @@ class Placement:
     @property
     def replicas_LE(self) -> Int64Array:
         """How many slots hold each expert, int64 [layers, experts]."""
-        counts_LE = np.zeros((self.layers, self.experts), dtype=np.int64)
-        layer, slot = np.nonzero(self.slot_to_expert >= 0)
-        np.add.at(counts_LE, (layer, self.slot_to_expert[layer, slot]), 1)
-        return counts_LE
+        cell_LP = _cells(self)
+        counts = np.bincount(cell_LP[cell_LP >= 0], minlength=self.layers * self.experts)
+        return counts.reshape(self.layers, self.experts)
 
     def even_shares(self) -> FloatArray:
         """Each expert's tokens split evenly over its replicas, float64 [layers, slots]."""
@@ -256,10 +255,19 @@ def check_shares(placement: Placement, shares_LP: FloatArray) -> None:
 
 def expert_sums(placement: Placement, values_LP: FloatArray) -> FloatArray:
     """Values of slots added up by expert, float64 [layers, experts]."""
-    sums_LE = np.zeros((placement.layers, placement.experts))
-    layer, slot = np.nonzero(placement.slot_to_expert >= 0)
-    np.add.at(sums_LE, (layer, placement.slot_to_expert[layer, slot]), values_LP[layer, slot])
+    cell_LP = _cells(placement)
+    held_LP = cell_LP >= 0
+    weights: FloatArray = np.asarray(values_LP[held_LP], np.float64)
+    sums = np.bincount(cell_LP[held_LP], weights, minlength=placement.layers * placement.experts)
+    sums_LE: FloatArray = sums.astype(np.float64).reshape(placement.layers, placement.experts)
     return sums_LE
+
+
+def _cells(placement: Placement) -> Int64Array:
+    """Where the expert of each slot lies in [layers, experts] laid out in one row, int64 [layers, slots];
+    negative for an empty slot."""
+    first_L1 = placement.experts * np.arange(placement.layers, dtype=np.int64)[:, None]
+    return np.where(placement.slot_to_expert >= 0, placement.slot_to_expert + first_L1, EMPTY)
 
 
 def rank_loads(

@@ -84,6 +84,8 @@ def _checked(answer: np.ndarray, request: PlanRequest, policy: str) -> Placement
 
 def _check_apart(placement: Placement, request: PlanRequest, policy: str) -> None:
     """No expert twice on a rank, except where it is so already and the engine can hold it."""
+    if not has_twice(placement, request.topology.ranks):
+        return
     wasted_LP = twice_on_rank(placement, request.topology.ranks)
     if request.current is not None and rule_of(request.engine).repeats:
         wasted_LP &= ~twice_on_rank(request.current, request.topology.ranks)
@@ -93,6 +95,13 @@ def _check_apart(placement: Placement, request: PlanRequest, policy: str) -> Non
             f"policy {policy!r}, layer {layer}: expert {expert} is twice on rank "
             f"{request.topology.rank_of(int(slot))}, where the second replica is wasted"
         )
+
+
+def has_twice(placement: Placement, ranks: int) -> bool:
+    """Whether a rank holds an expert twice in any layer."""
+    expert_LGS = np.sort(placement.slot_to_expert.reshape(placement.layers, ranks, -1))
+    again = (expert_LGS[..., 1:] == expert_LGS[..., :-1]) & (expert_LGS[..., 1:] != EMPTY)
+    return bool(again.any())
 
 
 def twice_on_rank(placement: Placement, ranks: int) -> BoolArray:
