@@ -82,6 +82,13 @@ def test_a_gain_too_small_moves_nothing_and_a_budget_is_kept():
     assert decide_on(MOVES_DO, config={"max_moves": 0}).action != "moves"
 
 
+def test_moves_are_not_searched_where_no_layer_is_above_the_limit():
+    below = decide_on(MOVES_DO, config={"max_imbalance": 1.6})
+    assert below.by_shares == pytest.approx(1.5)
+    assert (below.action, below.by_moves) == ("shares", None)
+    assert decide_on(MOVES_DO, config={"max_imbalance": 1.4}).by_moves is not None
+
+
 def test_a_pure_function_that_counts_its_plans():
     before = state()
     fields = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}

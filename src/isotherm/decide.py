@@ -214,6 +214,11 @@ def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
     config, past, by_shares = state.config, state.past, trial.by_shares
     if config.mode == "shares" or not state.movable or by_shares - 1 < config.min_gain:
         return _Moves(searched=False)
+    if len(trial.cases) == 1 and trial.left_to_moves(config.max_imbalance) < config.min_gain:
+        why = (
+            f"layers above {config.max_imbalance:.3f} have too little left to gain: {by_shares:.3f} by shares"
+        )
+        return _Moves(why, searched=False)
     steps = past.trust * past.steps_left(window.end_step, config.plan_life_steps)
     worth_ms = StepTime.of(config).saved_ms(1.0, steps)
     move_ms = moving_ms(state.bytes_per_expert, config.link_bytes_per_second)

@@ -67,6 +67,15 @@ class Trial:
         others = [self.imbalance(case.heat_LE, self.placement) for case in self.cases[1:]]
         return max([self.reshared, *others])
 
+    def left_to_moves(self, max_imbalance: float) -> float:
+        """What moves can take off the forecast's imbalance at most, where only layers above
+        ``max_imbalance`` are changed."""
+        heat_LE = self.cases[0].heat_LE
+        peak_L = self.loads(heat_LE, self.placement, self.new_shares).max(axis=1)
+        mean_L = self.objective.weights(heat_LE).sum(axis=1) / self.topology.ranks
+        above_L = np.where(peak_L > max_imbalance * mean_L, peak_L - mean_L, 0.0)
+        return float(above_L.sum() / mean_L.sum()) if mean_L.any() else 0.0
+
     def worst(self, placement: Placement) -> float:
         """The worst imbalance of all cases, each with its best shares."""
         return max(self.imbalance(case.heat_LE, placement) for case in self.cases)
