@@ -121,7 +121,7 @@ def test_what_is_wrong_is_one_message(tmp_path: Path, capsys, arguments, message
 
 def test_the_sample_is_there(capsys) -> None:
     code, out, err = run(
-        capsys, "compare", "sample", "--ranks", 8, "--redundant", 8, "--max-windows", 4, "--json"
+        capsys, "compare", "sample", "--max-windows", 4, "--json"
     )
     assert code == 0
     assert json.loads(out)["windows"] == 4

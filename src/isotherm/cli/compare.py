@@ -72,7 +72,7 @@ def run_compare(options: CompareOptions) -> int:
 
     check_picture(options.plot)
     trace = read_replayed(options)
-    cluster = options.cluster(trace.header.experts)
+    cluster = options.cluster(trace.header)
     found = compare_policies(
         _windows(trace, options), cluster, engine=options.engine, policy=options.policy, tracked=tracked
     )
@@ -83,7 +83,8 @@ def run_compare(options: CompareOptions) -> int:
     if options.plot is not None:
         from isotherm.cli.replay_pictures import draw_policies
 
-        title = f"{options.file.name}: {options.ranks} ranks, {options.redundant} redundant slots a layer"
+        redundant = cluster.topology.slots - trace.header.experts
+        title = f"{options.file.name}: {cluster.topology.ranks} ranks, {redundant} redundant slots a layer"
         text = as_text(lambda console: _print_report(found, options, console))
         write_picture(draw_policies(title, found), options.plot, title=title, text=text)
     return 1 if options.check and found.verdict.answer != "yes" else 0

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from isotherm.cli.file_options import InputFormat, parse_layers, tell_notes
+from isotherm.cli.file_options import InputFormat, imagined_topology, parse_layers, tell_notes
 from isotherm.planner.price import StepTime
 from isotherm.replay import EXPERT_BYTES, Cluster
-from isotherm.topology import Topology
 
 if TYPE_CHECKING:
-    from isotherm.traces import HeatTrace
+    from isotherm.traces import HeatHeader, HeatTrace
     from isotherm.window import HeatWindow
 
 _BATCH_TOKENS, _BATCH_STEPS = 64, 32
@@ -28,11 +27,11 @@ class ReplayOptions:
 
     file: Annotated[Path, tyro.conf.Positional]
     """The heat: any file that `isotherm inspect` reads."""
-    ranks: int
-    """Ranks of the expert-parallel group to imagine."""
-    nodes: int = 1
+    ranks: int | None = None
+    """Ranks of the expert-parallel group to imagine. Left out: those that a heat file was collected on."""
+    nodes: int | None = None
     """Machines that the ranks are on, equally many on each."""
-    redundant: Annotated[int, tyro.conf.arg(aliases=("--slots",))] = 0
+    redundant: Annotated[int | None, tyro.conf.arg(aliases=("--slots",))] = None
     """Slots beyond one for each expert, over all ranks."""
     window: int | None = None
     """Steps (forward passes) in a window. Left out: as in a heat file; 256 of files with a row for each step;
@@ -57,8 +56,8 @@ class ReplayOptions:
     moe_layers: str | None = None
     """The model's numbers of the MoE layers, such as 3-60, where the file does not say."""
 
-    def cluster(self, experts: int) -> Cluster:
-        """The cluster to imagine for a model of so many experts.
+    def cluster(self, header: HeatHeader) -> Cluster:
+        """The cluster to imagine for the model and the ranks of a file.
 
         Raises:
             ValueError: numbers out of range, or one of --step-ms and --expert-share without the other.
@@ -73,11 +72,8 @@ class ReplayOptions:
                     "0 and at most 1"
                 )
             step = StepTime(self.step_ms, self.expert_share)
-        topology = Topology.for_model(
-            experts=experts, redundant=self.redundant, ranks=self.ranks, nodes=self.nodes
-        )
         return Cluster(
-            topology,
+            imagined_topology(header, ranks=self.ranks, nodes=self.nodes, redundant=self.redundant),
             expert_bytes=self.expert_bytes,
             link_bytes_per_second=self.link_gb_per_second * 1e9,
             node_bytes_per_second=self.node_gb_per_second * 1e9,

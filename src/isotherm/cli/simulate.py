@@ -74,7 +74,7 @@ def run_simulate(options: SimulateOptions) -> int:
             f"{options.file}: holds one matrix and no axis of time, so there is nothing to replay: `isotherm "
             "compare` and `isotherm plan` take it, and `isotherm synth --like` makes a trace from it"
         )
-    cluster = options.cluster(trace.header.experts)
+    cluster = options.cluster(trace.header)
     if next(iter(chosen_windows(trace, trace, options)), None) is None:
         raise too_short(trace, options)
     report = replay_trace(
@@ -91,7 +91,7 @@ def run_simulate(options: SimulateOptions) -> int:
     if options.plot is not None:
         from isotherm.cli.replay_pictures import draw_replay
 
-        title = f"{options.file.name}: {options.ranks} ranks, policy {options.policy}"
+        title = f"{options.file.name}: {cluster.topology.ranks} ranks, policy {options.policy}"
         text = as_text(lambda console: _print_report(report, console))
         write_picture(draw_replay(title, report), options.plot, title=title, text=text)
     return 0
