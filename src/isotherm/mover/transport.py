@@ -44,7 +44,7 @@ class HostTransport:
 
         Called on the carrier's thread, with the same fills on every rank of the link.
         """
-        at_once = len(self._staging) or len(fills)
+        at_once = len(self._staging) or max(1, len(fills))
         for first in range(0, len(fills), at_once):
             self._carry(fills[first : first + at_once], link)
 
