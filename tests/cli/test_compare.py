@@ -120,9 +120,7 @@ def test_what_is_wrong_is_one_message(tmp_path: Path, capsys, arguments, message
 
 
 def test_the_sample_is_there(capsys) -> None:
-    code, out, err = run(
-        capsys, "compare", "sample", "--max-windows", 4, "--json"
-    )
+    code, out, err = run(capsys, "compare", "sample", "--max-windows", 4, "--json")
     assert code == 0
     assert json.loads(out)["windows"] == 4
     assert "compared from step" in err
