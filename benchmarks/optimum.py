@@ -2,7 +2,7 @@
 
     python benchmarks/optimum.py --traces FOLDER --seconds 120
 
-Reads the same folder as benchmarks/plan.py, and draws heat where there is none. HiGHS is given each layer for
+FOLDER as for `isotherm bench plan`; without it, heat is drawn. HiGHS is given each layer for
 so many seconds, and says how few copies it found and how many it proved to be needed. Shares are free in the
 program, as they are in ours. Takes minutes; with few seconds the proven figures are low.
 """
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from plan import read_heats
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, eye_array, hstack, kron, vstack
 
 import isotherm as iso
+from isotherm.bench.plan_heat import read_heats
 
 SAMPLE = (0, 13, 26, 39, 52)
 """The layers that are solved."""
@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("--balancedness", type=float, default=0.97, help="what every layer must reach")
     parser.add_argument("--layers", type=int, nargs="*", default=SAMPLE)
     arguments = parser.parse_args()
-    decode, prefill, _ = read_heats(arguments.traces)
+    heats = read_heats(arguments.traces)
+    decode, prefill = heats.first, heats.far
     ranks = arguments.ranks
     topology = iso.Topology.for_model(experts=decode.shape[1], redundant=ranks, ranks=ranks)
     start = iso.plan(decode, topology, shares="even").placement.slot_to_expert

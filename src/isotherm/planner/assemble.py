@@ -133,10 +133,8 @@ def _within(request: PlanRequest, current: Placement, goal: Placement, max_moves
 
 def _moves(current: Placement, goal: Placement) -> tuple[Move, ...]:
     changed = (goal.slot_to_expert != current.slot_to_expert) & (goal.slot_to_expert != EMPTY)
-    return tuple(
-        Move(int(layer), int(slot), int(goal.slot_to_expert[layer, slot]))
-        for layer, slot in np.argwhere(changed)
-    )
+    places, experts = np.argwhere(changed).tolist(), goal.slot_to_expert[changed].tolist()
+    return tuple(Move(layer, slot, expert) for (layer, slot), expert in zip(places, experts, strict=True))
 
 
 def _reason(request: PlanRequest, start: Placement, planned: float, moves: int) -> str:
