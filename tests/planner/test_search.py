@@ -306,6 +306,36 @@ def test_a_budget_goes_where_it_lowers_the_hottest_ranks_most():
     assert [move.layer for move in make_plan(request).moves] == [1]
 
 
+@pytest.mark.parametrize("shares", ["balanced", "even"])
+def test_moves_that_gain_less_than_asked_are_left_out(shares):
+    heat = np.exp(np.random.default_rng(3).normal(0, 0.8, (2, 6, 16)))
+    topology = iso.Topology(ranks=4, slots_per_rank=5)
+    start = iso.plan(heat[0], topology, shares=shares).placement
+    mean_L, counts = heat[1].sum(axis=1) / 4, []
+    before_L = iso.plan(heat[1], topology, start, policy="static", shares=shares).imbalance * mean_L
+    for least in (0.0, 1e-9, 0.2, 0.8, 1e3):
+        plan = iso.plan(heat[1], topology, start, shares=shares, max_imbalance=1.02, min_gain_per_move=least)
+        moves_L = np.bincount([move.layer for move in plan.moves], minlength=6)
+        assert (before_L - plan.imbalance * mean_L >= least * moves_L - 1e-9).all()
+        counts.append(len(plan.moves))
+        if least < 1e-6:
+            assert (plan.imbalance <= 1.02 + 1e-9).all()
+    assert min(counts[:2]) > counts[2] > counts[3] > counts[4] == 0
+
+
+def test_a_budget_of_what_the_target_needs_reaches_it():
+    heat = np.exp(np.random.default_rng(4).normal(0, 0.8, (2, 8, 16)))
+    topology = iso.Topology(ranks=4, slots_per_rank=5)
+    start = iso.plan(heat[0], topology).placement
+    free = iso.plan(heat[1], topology, start, max_imbalance=1.02)
+    granted = iso.plan(heat[1], topology, start, max_imbalance=1.02, max_moves=len(free.moves))
+    assert granted.placement == free.placement
+    tight = iso.plan(heat[1], topology, start, max_imbalance=1.02, max_moves=len(free.moves) - 1)
+    assert len(tight.moves) < len(free.moves)
+    whole = (tight.placement.slot_to_expert == free.placement.slot_to_expert).all(axis=1)
+    assert whole.sum() >= 6
+
+
 def test_a_target_that_nothing_reaches_is_come_near():
     heat_E = np.array([10.0, 1.0, 1.0, 1.0])
     layer = make_layer(np.array([0, 1, 2, 3]), heat_E / heat_E.sum() * 2, 2, True)

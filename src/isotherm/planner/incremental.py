@@ -9,7 +9,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.planner.bounds import imbalance_bound
-from isotherm.planner.fresh import from_nothing
+from isotherm.planner.fresh import from_nothing, peak_under
 from isotherm.planner.log_kernels import new_log
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.search_kernels import search_layers, trace_layer
@@ -28,7 +28,8 @@ BLOCKS = 4
 @dataclass(frozen=True, eq=False)
 class _Path:
     """What the search found for one layer, change by change: after the first ``k`` the hottest rank carries
-    ``peak_K[k]``, in the unit of heat, and ``moves_K[k]`` slots differ from what they were."""
+    ``peak_K[k]``, in the unit of heat, and ``moves_K[k]`` slots differ from what they were. The last of both
+    is the goal itself, without the changes that it does not need."""
 
     slot_K: Int64Array
     expert_K: Int64Array
@@ -43,7 +44,7 @@ def place_incremental(request: PlanRequest) -> Int64Array:
     counting the shares that then serve it, or two slots where no single one helps, until none is above;
     changes that this does not need are then taken back. A layer that cannot be brought there is brought as
     low as was found. Within ``max_moves`` the changes that lower the sum of the hottest ranks most per move
-    come first, over all layers.
+    come first, over all layers; those that lower it by less than ``min_gain_per_move`` are left out.
 
     Where nothing is loaded yet the way begins at what `from_nothing` places, and ends within ``NEAR_BOUND``
     of the lower bound.
@@ -64,11 +65,16 @@ def place_incremental(request: PlanRequest) -> Int64Array:
         return _search(request, heat_LE, start_LP, np.maximum(goal, near_L))
     start_LP = request.current.slot_to_expert.astype(np.int64)
     goal_LP = _search(request, heat_LE, start_LP, np.full(request.layers, goal))
-    if request.max_moves is None or (goal_LP != start_LP).sum() <= request.max_moves:
+    most = len(start_LP.ravel()) if request.max_moves is None else request.max_moves
+    if request.min_gain_per_move == 0 and (goal_LP != start_LP).sum() <= most:
         return goal_LP
-    paths = [_trace(request, *layer, goal) for layer in zip(heat_LE, start_LP, strict=True)]
-    for row_P, path, rows in zip(start_LP, paths, _affordable(paths, request.max_moves), strict=True):
-        for slot, expert in zip(path.slot_K[:rows], path.expert_K[:rows], strict=True):
+    paths = [_trace(request, *layer, goal) for layer in zip(heat_LE, start_LP, goal_LP, strict=True)]
+    rows_L = _affordable(paths, most, request.min_gain_per_move)
+    for row_P, goal_P, path, row in zip(start_LP, goal_LP, paths, rows_L, strict=True):
+        if row > len(path.slot_K):
+            row_P[:] = goal_P
+            continue
+        for slot, expert in zip(path.slot_K[:row], path.expert_K[:row], strict=True):
             row_P[slot] = expert
     return start_LP
 
@@ -93,24 +99,33 @@ def _search(
     return goal_LP
 
 
-def _trace(request: PlanRequest, heat_E: FloatArray, start_P: Int64Array, target: float) -> _Path:
+def _trace(
+    request: PlanRequest, heat_E: FloatArray, start_P: Int64Array, goal_P: Int64Array, target: float
+) -> _Path:
     ranks, balanced = request.topology.ranks, request.shares == "balanced"
-    log, mean, before = new_log(start_P, 2 * len(start_P)), float(heat_E.sum()) / ranks, 0.0
+    log, mean, before, after = new_log(start_P, 2 * len(start_P)), float(heat_E.sum()) / ranks, 0.0, 0.0
     if mean > 0:
         before = trace_layer(heat_E, target, ranks, balanced, log)
+        after = peak_under(goal_P, heat_E / mean, ranks, balanced)
     rows = int(log.rows_1[0])
     return _Path(
         slot_K=log.slot_K[:rows],
         expert_K=log.expert_K[:rows],
-        peak_K=np.append(before, log.peak_K[:rows]) * mean,
-        moves_K=np.append(0, log.moves_K[:rows]),
+        peak_K=np.concatenate([[before], log.peak_K[:rows], [after]]) * mean,
+        moves_K=np.concatenate([[0], log.moves_K[:rows], [(goal_P != start_P).sum()]]),
     )
 
 
-def _affordable(paths: list[_Path], max_moves: int) -> list[int]:
-    """How many changes of each path to make within the budget: stretches of the paths, the steepest first."""
+def _affordable(paths: list[_Path], max_moves: int, least: float) -> list[int]:
+    """How many changes of each path to make within the budget: stretches of the paths, the steepest first,
+    as far as a move gains ``least``."""
     rows, left = [0] * len(paths), max_moves
-    stretches = [(slope, layer, row) for layer, path in enumerate(paths) for slope, row in _stretches(path)]
+    stretches = [
+        (slope, layer, row)
+        for layer, path in enumerate(paths)
+        for slope, row in _stretches(path)
+        if slope >= least
+    ]
     closed: set[int] = set()
     for _, layer, row in sorted(stretches, key=lambda each: -each[0]):
         moves_K = paths[layer].moves_K
@@ -123,12 +138,15 @@ def _affordable(paths: list[_Path], max_moves: int) -> list[int]:
 
 
 def _stretches(path: _Path) -> list[tuple[float, int]]:
-    """The corners of the lower hull of peak over moves: (peak saved per move, row reached), steepest
-    first."""
+    """The corners of the lower hull of peak over moves, up to those of the goal: (peak saved per move, row
+    reached), steepest first."""
     corners: list[tuple[float, int]] = []
-    row = 0
+    row, goal = 0, len(path.moves_K) - 1
+    is_fewer_K = path.moves_K < path.moves_K[goal]
+    is_fewer_K[goal] = True
     while True:
-        later = np.flatnonzero((path.moves_K > path.moves_K[row]) & (path.peak_K < path.peak_K[row]))
+        is_later_K = (path.moves_K > path.moves_K[row]) & (path.peak_K < path.peak_K[row])
+        later = np.flatnonzero(is_later_K & is_fewer_K)
         if not len(later):
             return corners
         saved = path.peak_K[row] - path.peak_K[later]

@@ -38,6 +38,7 @@ def plan(
     max_imbalance: float = 1.03,
     max_moves: int | None = None,
     max_bytes: int | None = None,
+    min_gain_per_move: float = 0.0,
     bytes_per_expert: int | None = None,
     groups: int = 1,
 ) -> Plan:
@@ -75,6 +76,7 @@ def plan(
         current=current,
         max_imbalance=1.0 if current is None else max_imbalance,
         max_moves=_moves_within(max_moves, max_bytes, bytes_per_expert),
+        min_gain_per_move=min_gain_per_move,
         shares=shares or ("balanced" if rule_of(engine or "isotherm").split is None else "even"),
         groups=groups,
         threads=os.cpu_count() or 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, get_args
 
 import numpy as np
@@ -29,6 +30,8 @@ class PlanRequest:
         current: what the slots hold now; None: nothing is loaded yet, and moves are free.
         max_imbalance: no layer at or below this is changed any further.
         max_moves: slots that may change, over all layers; None: any number.
+        min_gain_per_move: what each move must take off its layer's hottest rank, in the unit of heat; moves
+            that take less are left out by policy ``"incremental"``, whatever the target.
         shares: how the plan will be served.
         groups: expert groups that must stay on one node each (group-limited routing); 1: none.
         threads: how many threads may search layers side by side. The answer does not depend on it; inside
@@ -52,6 +55,7 @@ class PlanRequest:
     current: Placement | None = None
     max_imbalance: float = 1.03
     max_moves: int | None = None
+    min_gain_per_move: float = 0.0
     shares: ShareRule = "balanced"
     groups: int = 1
     threads: int = 1
@@ -78,6 +82,11 @@ class PlanRequest:
             raise ValueError(f"max_imbalance={self.max_imbalance} is below 1, the perfect balance")
         if self.max_moves is not None and self.max_moves < 0:
             raise ValueError(f"max_moves={self.max_moves} is negative: give 0 or more, or None")
+        if not 0 <= self.min_gain_per_move < inf:
+            raise ValueError(
+                f"min_gain_per_move={self.min_gain_per_move} must be finite and not negative: give it in the "
+                "unit of heat, or leave it out"
+            )
         if self.groups < 1 or self.experts % self.groups:
             raise ValueError(
                 f"groups={self.groups} do not divide experts={self.experts}: give the number of "
