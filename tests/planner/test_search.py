@@ -320,7 +320,8 @@ def test_moves_that_gain_less_than_asked_are_left_out(shares):
         counts.append(len(plan.moves))
         if least < 1e-6:
             assert (plan.imbalance <= 1.02 + 1e-9).all()
-    assert min(counts[:2]) > counts[2] > counts[3] > counts[4] == 0
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[3] > counts[4] == 0
 
 
 def test_a_budget_of_what_the_target_needs_reaches_it():
