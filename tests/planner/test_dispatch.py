@@ -138,7 +138,7 @@ def test_an_engine_that_cannot_hold_it_refuses_it():
 def test_an_empty_slot_that_a_policy_leaves_is_refused(monkeypatch):
     from isotherm.planner import registry
 
-    monkeypatch.setitem(registry._OURS, "lazy", lambda request: np.array([[0, 1, 2, 3, -1, -1]]))
+    monkeypatch.setitem(registry._POLICIES.ours, "lazy", lambda request: np.array([[0, 1, 2, 3, -1, -1]]))
     topology = iso.Topology(ranks=2, slots_per_rank=3)
     assert iso.plan(np.ones((1, 4)), topology, policy="lazy").placement.slot_to_expert[0, 4] == iso.EMPTY
     with pytest.raises(iso.PlanRefusedError, match="slot 4 is empty, and engine='sglang' knows no empty"):

@@ -5,7 +5,7 @@ import pytest
 
 import isotherm as iso
 from isotherm.placement import rank_loads
-from isotherm.planner import forecast as module
+from isotherm.planner import plugins as module
 from isotherm.planner.forecast import History, forecasts, get_forecast, window_weights
 from isotherm.planner.held_out import Served, held_out_gain
 from isotherm.planner.noise import dispersion, is_change, likeness

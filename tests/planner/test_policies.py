@@ -140,7 +140,7 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_that_breaks_an_invariant_is_refused(name, monkeypatch):
     policy, rule = ANSWERS[name]
-    monkeypatch.setitem(registry._OURS, name, policy)
+    monkeypatch.setitem(registry._POLICIES.ours, name, policy)
     with pytest.raises(iso.PlanRefusedError) as refused:
         iso.plan(SMALL_HEAT, SMALL, policy=name)
     assert f"policy {name!r}" in str(refused.value)

@@ -29,28 +29,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from test_mutations import MAKERS, mutate
+from test_mutations import MAKERS, PIECES, mutate
 
 from isotherm.traces.detection import FileFormat
 from isotherm.traces.files import read_heat, read_placement
 
 LONG_SECONDS = 5.0
 MUCH_MIB = 300
-PIECES = [
-    b"\0" * 8,
-    b"\xff" * 8,
-    b"-1",
-    b"NaN",
-    b"1e999",
-    b"null",
-    b"[[",
-    b"]",
-    b"{}",
-    b'"',
-    b"9" * 30,
-    b"&a",
-    b"*a",
-]
 VALUES: list[Any] = [
     None,
     True,

@@ -10,6 +10,7 @@ from isotherm import planner
 from isotherm.bench.figures import Report
 from isotherm.bench.machine import describe_machine
 from isotherm.bench.plan_again import measure_changes, measure_noise
+from isotherm.bench.plan_engines import measure_engines
 from isotherm.bench.plan_fresh import measure_fixture, measure_fresh
 from isotherm.bench.plan_growth import measure_growth
 from isotherm.bench.plan_heat import read_heats
@@ -33,6 +34,8 @@ def measure_planning(traces: Path | None, *, quick: bool, tell: Callable[[str], 
     planner.warm_up()
     tell("every policy, from nothing ...")
     sections = [measure_fresh(heats, quick=quick), measure_fixture()]
+    tell("as each engine serves it ...")
+    sections.append(measure_engines(heats, quick=quick))
     tell("every policy, after a change of traffic; noise alone ...")
     sections += [measure_changes(heats, quick=quick), measure_noise(heats, quick=quick)]
     tell("growth with ranks and layers ...")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import TypeAlias
 
 import numpy as np
@@ -17,8 +16,7 @@ import numpy as np
 from isotherm.arrays import FloatArray
 from isotherm.errors import PlanRefusedError
 from isotherm.planner.noise import is_change
-
-ENTRY_POINTS = "isotherm.forecasts"
+from isotherm.planner.plugins import Plugins
 
 _HALF_LIFE_WINDOWS = 2.0
 
@@ -71,18 +69,21 @@ def forecast_changepoint(history: History) -> FloatArray:
     return weight_W
 
 
-_OURS: dict[str, Forecast] = {
-    "changepoint": forecast_changepoint,
-    "mean": forecast_mean,
-    "ewma": forecast_ewma,
-    "last": forecast_last,
-}
+_FORECASTS: Plugins[Forecast] = Plugins(
+    "forecast",
+    "isotherm.forecasts",
+    {
+        "changepoint": forecast_changepoint,
+        "mean": forecast_mean,
+        "ewma": forecast_ewma,
+        "last": forecast_last,
+    },
+)
 
 
 def forecasts() -> tuple[str, ...]:
     """The names of all forecasts, ours first."""
-    others = {entry.name for entry in entry_points(group=ENTRY_POINTS)} - _OURS.keys()
-    return (*_OURS, *sorted(others))
+    return _FORECASTS.names()
 
 
 def get_forecast(name: str) -> Forecast:
@@ -91,15 +92,7 @@ def get_forecast(name: str) -> Forecast:
     Raises:
         ValueError: there is none, or the package that offers it cannot be loaded.
     """
-    if name in _OURS:
-        return _OURS[name]
-    for entry in entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            forecast: Forecast = entry.load()
-        except Exception as error:
-            raise ValueError(f"forecast={name!r} of {entry.value} cannot be loaded: {error}") from error
-        return forecast
-    raise ValueError(f"forecast={name!r} is unknown: choose one of {', '.join(forecasts())}")
+    return _FORECASTS.get(name)
 
 
 def window_weights(name: str, history: History) -> FloatArray:

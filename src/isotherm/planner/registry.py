@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import TypeAlias
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from isotherm.planner.baselines import place_random, place_static
 from isotherm.planner.deepseek import place_deepseek
 from isotherm.planner.flash import place_flash
+from isotherm.planner.plugins import Plugins
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.served import place_for_engine
 from isotherm.planner.swift import place_swift
@@ -20,22 +20,23 @@ Policy: TypeAlias = Callable[[PlanRequest], np.ndarray]
 answers is checked, and refused where it breaks an invariant; ``max_moves`` is kept for it, layer by
 layer, where it does not keep it itself."""
 
-ENTRY_POINTS = "isotherm.policies"
-
-_OURS: dict[str, Policy] = {
-    "incremental": place_for_engine,
-    "deepseek": place_deepseek,
-    "swift": place_swift,
-    "flash": place_flash,
-    "static": place_static,
-    "random": place_random,
-}
+_POLICIES: Plugins[Policy] = Plugins(
+    "policy",
+    "isotherm.policies",
+    {
+        "incremental": place_for_engine,
+        "deepseek": place_deepseek,
+        "swift": place_swift,
+        "flash": place_flash,
+        "static": place_static,
+        "random": place_random,
+    },
+)
 
 
 def policies() -> tuple[str, ...]:
     """The names of all policies, ours first."""
-    others = {entry.name for entry in entry_points(group=ENTRY_POINTS)} - _OURS.keys()
-    return (*_OURS, *sorted(others))
+    return _POLICIES.names()
 
 
 def get_policy(name: str) -> Policy:
@@ -44,12 +45,4 @@ def get_policy(name: str) -> Policy:
     Raises:
         ValueError: there is none, or the package that offers it cannot be loaded.
     """
-    if name in _OURS:
-        return _OURS[name]
-    for entry in entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            policy: Policy = entry.load()
-        except Exception as error:
-            raise ValueError(f"policy={name!r} of {entry.value} cannot be loaded: {error}") from error
-        return policy
-    raise ValueError(f"policy={name!r} is unknown: choose one of {', '.join(policies())}")
+    return _POLICIES.get(name)
