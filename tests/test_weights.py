@@ -62,10 +62,11 @@ def live(rank, folder):
     balancer = Balancer(SHAPE, TOPOLOGY, group=dist.new_group(backend="gloo"), weights=weights, config=config)
     checks = []
     for version in range(1, 4):
-        while balancer.statistics().moves < 3 * version and balancer.statistics().steps < 6000:
+        everywhere = torch.tensor([0])  # moves that every rank has made: all leave the loop together
+        while everywhere.item() < 3 * version and balancer.statistics().steps < 6000:
             serve(balancer, rank, 8)
-            flags = torch.tensor([balancer.statistics().moves])
-            dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+            everywhere = torch.tensor([balancer.statistics().moves])
+            dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
         moved = balancer.statistics().moves
         held = [set(experts) for experts in balancer.logical_state()]
         checks.append((is_right(balancer, version - 1), balancer.check_replicas(), held, moved))
