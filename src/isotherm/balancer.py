@@ -68,7 +68,7 @@ from isotherm.mover import (
 )
 from isotherm.numbers import Number
 from isotherm.placement import Placement, Plan, digest
-from isotherm.planner.past import Past
+from isotherm.planner.outlook.past import Past
 from isotherm.router import Router, RoutingTables, TableShelf
 from isotherm.status import Memory, State, Statistics, TablesInForce
 from isotherm.streams import Backend, Stream, backend_for, count_wait, forward_path, forward_waits

@@ -36,7 +36,7 @@ class Config:
     confidence: float = 3.0
     """A change is made when its gain on heat that it was not planned on exceeds this many standard errors."""
     forecast: str = "changepoint"
-    """How past windows become what is planned for; `isotherm.planner.forecast.forecasts()` lists the ways."""
+    """How past windows become what is planned for: `isotherm.planner.outlook.forecast.forecasts()`."""
     forecast_windows: int = 8
     """Windows remembered for it."""
     prefill_weight: float = 1.0

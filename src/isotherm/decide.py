@@ -14,12 +14,12 @@ from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import Config
 from isotherm.placement import Placement, Plan
 from isotherm.planner import PlanRequest, imbalance_bound, make_plan
-from isotherm.planner.objective import Objective, ReadLoad, TokenLoad
-from isotherm.planner.outlook import look_ahead
-from isotherm.planner.past import Past, Promise
-from isotherm.planner.price import StepTime, moving_ms
-from isotherm.planner.several import plan_for_worst
-from isotherm.planner.trial import Trial
+from isotherm.planner.outlook.outlook import look_ahead
+from isotherm.planner.outlook.past import Past, Promise
+from isotherm.planner.outlook.price import StepTime, moving_ms
+from isotherm.planner.outlook.several import plan_for_worst
+from isotherm.planner.outlook.trial import Trial
+from isotherm.planner.served.objective import Objective, ReadLoad, TokenLoad
 from isotherm.topology import Topology
 from isotherm.window import KINDS, HeatWindow, layer_imbalance
 

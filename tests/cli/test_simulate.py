@@ -10,7 +10,7 @@ import pytest
 
 import isotherm as iso
 from isotherm.config import Config
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
 from isotherm.replay import Cluster, replay_trace
 from replay.made import CLUSTER, LAYER_IDS, STEP, drifting_windows, run, save
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import isotherm as iso
 from isotherm.placement import rank_loads
 from isotherm.planner import PlanRequest, make_plan
-from isotherm.planner.dispatch import rule_of, served_shares, source_parts
+from isotherm.planner.served.dispatch import rule_of, served_shares, source_parts
 
 ENGINES = ("vllm", "sglang", "vllm-ascend", "tensorrt-llm")
 UNEVEN = ("sglang", "vllm-ascend")
@@ -136,7 +136,7 @@ def test_an_engine_that_cannot_hold_it_refuses_it():
 
 
 def test_an_empty_slot_that_a_policy_leaves_is_refused(monkeypatch):
-    from isotherm.planner import registry
+    from isotherm.planner.policy import registry
 
     monkeypatch.setitem(registry._POLICIES.ours, "lazy", lambda request: np.array([[0, 1, 2, 3, -1, -1]]))
     topology = iso.Topology(ranks=2, slots_per_rank=3)

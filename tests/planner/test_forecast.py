@@ -5,12 +5,12 @@ import pytest
 
 import isotherm as iso
 from isotherm.placement import rank_loads
-from isotherm.planner import plugins as module
-from isotherm.planner.forecast import History, forecasts, get_forecast, window_weights
-from isotherm.planner.held_out import Served, held_out_gain
-from isotherm.planner.noise import dispersion, is_change, likeness
-from isotherm.planner.outlook import Glimpse, look_ahead, scatter_of
-from isotherm.planner.past import Past, Promise
+from isotherm.planner.outlook.forecast import History, forecasts, get_forecast, window_weights
+from isotherm.planner.outlook.held_out import Served, held_out_gain
+from isotherm.planner.outlook.noise import dispersion, is_change, likeness
+from isotherm.planner.outlook.outlook import Glimpse, look_ahead, scatter_of
+from isotherm.planner.outlook.past import Past, Promise
+from isotherm.planner.policy import plugins as module
 from traffic import SCATTER, TOPOLOGY, drawn, skewed
 
 ONE = np.ones(1)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm.planner import imbalance_bound
-from isotherm.planner.forest_kernels import plant_one
-from isotherm.planner.join_kernels import join_ranks
-from isotherm.planner.load_kernels import make_layer
-from isotherm.planner.pack_kernels import list_replicas, pack, separate
-from isotherm.planner.pair_kernels import pair
-from isotherm.planner.trade_kernels import rank_sums, trade
+from isotherm.planner.fresh.forest_kernels import plant_one
+from isotherm.planner.fresh.join_kernels import join_ranks
+from isotherm.planner.fresh.pack_kernels import list_replicas, pack, separate
+from isotherm.planner.fresh.pair_kernels import pair
+from isotherm.planner.fresh.trade_kernels import rank_sums, trade
+from isotherm.planner.layers.load_kernels import make_layer
 
 SEEDS = st.integers(0, 2**32)
 

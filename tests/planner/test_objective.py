@@ -11,9 +11,9 @@ import isotherm as iso
 from isotherm.decide import State, make_decision
 from isotherm.placement import rank_loads
 from isotherm.planner import balanced_shares
-from isotherm.planner.crossing import crossing_bound, crossing_pairs, node_shares
-from isotherm.planner.objective import ReadLoad, TokenLoad
-from isotherm.planner.several import plan_for_worst
+from isotherm.planner.outlook.crossing import crossing_bound, crossing_pairs, node_shares
+from isotherm.planner.outlook.several import plan_for_worst
+from isotherm.planner.served.objective import ReadLoad, TokenLoad
 
 TOPOLOGY = iso.Topology(ranks=3, slots_per_rank=2)
 PLACEMENT = iso.Placement([[0, 1, 2, 0, 3, 1]], 4)

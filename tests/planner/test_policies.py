@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm import planner
-from isotherm.planner import registry
+from isotherm.planner.policy import registry
 
 PUBLISHED_HEAT = [
     [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import isotherm as iso
 from isotherm.mover import ledger
 from isotherm.planner import PlanRequest, balanced_shares, make_plan
-from isotherm.planner.rounds import order_rounds, transient_imbalance
+from isotherm.planner.order.rounds import order_rounds, transient_imbalance
 
 
 @st.composite

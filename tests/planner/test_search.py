@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm.planner import make_plan
-from isotherm.planner.cut_kernels import EXPERTS, best_replica, new_cut
-from isotherm.planner.even_kernels import HOT, Aim, best_replacement, excess, give, rate
-from isotherm.planner.exchange_kernels import best_pair
-from isotherm.planner.flow_kernels import replace, surplus
-from isotherm.planner.layer import begin, peak_of, read_experts, set_expert, undo
-from isotherm.planner.load_kernels import make_layer, settle
-from isotherm.planner.log_kernels import new_log
+from isotherm.planner.layers.layer import begin, peak_of, read_experts, set_expert, undo
+from isotherm.planner.layers.load_kernels import make_layer, settle
+from isotherm.planner.layers.log_kernels import new_log
 from isotherm.planner.request import PlanRequest
-from isotherm.planner.search_kernels import climb, prune, search_layers, trace_layer
+from isotherm.planner.search.cut_kernels import EXPERTS, best_replica, new_cut
+from isotherm.planner.search.even_kernels import HOT, Aim, best_replacement, excess, give, rate
+from isotherm.planner.search.exchange_kernels import best_pair
+from isotherm.planner.search.flow_kernels import replace, surplus
+from isotherm.planner.search.search_kernels import climb, prune, search_layers, trace_layer
 
 CAP = 1.03
 

@@ -15,7 +15,7 @@ import pytest
 import isotherm as iso
 from isotherm.placement import rank_loads
 from isotherm.planner.advice import advise
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
 from isotherm.replay import Cluster
 from isotherm.replay.comparison import compare_policies
 from isotherm.replay.lengths import best_length

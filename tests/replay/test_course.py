@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import isotherm as iso
 from isotherm.placement import check_shares
 from isotherm.planner import balanced_shares
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
 from isotherm.replay.cluster import Cluster
 from isotherm.replay.course import Course, Pace, aim, arrive
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 import isotherm as iso
 from isotherm.planner import get_policy
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
 from isotherm.replay import Cluster, CompetitionTime, replay_trace
 from isotherm.replay.course import Course, Pace, aim, arrive
 from isotherm.replay.serving import InForce, serve_window

@@ -21,7 +21,7 @@ from isotherm.cli.replay_options import (
     steps_asked,
     too_short,
 )
-from isotherm.planner.dispatch import Engine
+from isotherm.planner.served.dispatch import Engine
 from isotherm.replay.lengths import best_length
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from isotherm.cli.plan_report import (
 )
 from isotherm.config import Config
 from isotherm.placement import Placement
-from isotherm.planner.dispatch import Engine
+from isotherm.planner.served.dispatch import Engine
 
 if TYPE_CHECKING:
     from isotherm.traces import HeatTrace

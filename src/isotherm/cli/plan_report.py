@@ -12,7 +12,7 @@ from isotherm.arrays import FloatArray
 from isotherm.cli.file_options import tracked
 from isotherm.cli.pictures import PlanPicture
 from isotherm.placement import Placement, Plan, rank_loads
-from isotherm.planner.dispatch import Engine, rule_of, served_shares, source_parts
+from isotherm.planner.served.dispatch import Engine, rule_of, served_shares, source_parts
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow, ImbalanceSummary, overall_imbalance
 

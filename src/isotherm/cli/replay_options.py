@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from isotherm.cli.file_options import InputFormat, imagined_topology, parse_layers, tell_notes
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
 from isotherm.replay import EXPERT_BYTES, Cluster
 
 if TYPE_CHECKING:

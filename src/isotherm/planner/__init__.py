@@ -2,12 +2,12 @@
 
 from isotherm.planner.assemble import make_plan
 from isotherm.planner.bounds import imbalance_bound
-from isotherm.planner.dispatch import Engine
+from isotherm.planner.layers.shares import balanced_shares
 from isotherm.planner.offline import plan
-from isotherm.planner.registry import Policy, get_policy, policies
+from isotherm.planner.order.rounds import transient_imbalance
+from isotherm.planner.policy.registry import Policy, get_policy, policies
 from isotherm.planner.request import PlanRequest
-from isotherm.planner.rounds import transient_imbalance
-from isotherm.planner.shares import balanced_shares
+from isotherm.planner.served.dispatch import Engine
 from isotherm.planner.warm import warm_up
 
 __all__ = [

@@ -7,14 +7,14 @@ import numpy as np
 from isotherm.arrays import BoolArray
 from isotherm.errors import PlanRefusedError
 from isotherm.placement import EMPTY, Move, Placement, Plan, rank_loads
-from isotherm.planner.align import keep_places
-from isotherm.planner.baselines import start_of
 from isotherm.planner.bounds import imbalance_bound
-from isotherm.planner.dispatch import rule_of
-from isotherm.planner.registry import get_policy
+from isotherm.planner.order.align import keep_places
+from isotherm.planner.order.rounds import order_rounds
+from isotherm.planner.policy.baselines import start_of
+from isotherm.planner.policy.registry import get_policy
 from isotherm.planner.request import PlanRequest
-from isotherm.planner.rounds import order_rounds
-from isotherm.planner.serving import settled_shares
+from isotherm.planner.served.dispatch import rule_of
+from isotherm.planner.served.serving import settled_shares
 from isotherm.window import layer_imbalance, overall_imbalance
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array, frozen
 from isotherm.jit import kernel
-from isotherm.planner.pack_kernels import count_slots, list_replicas
+from isotherm.planner.fresh.pack_kernels import count_slots, list_replicas
 from isotherm.topology import Topology
 
 PARTS = np.arange(1, 17) / 32

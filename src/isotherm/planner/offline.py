@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike
 from isotherm.arrays import Int64Array
 from isotherm.placement import Placement, Plan
 from isotherm.planner.assemble import make_plan
-from isotherm.planner.dispatch import Engine as Engine
-from isotherm.planner.dispatch import rule_of
 from isotherm.planner.request import PlanRequest, ShareRule
+from isotherm.planner.served.dispatch import Engine as Engine
+from isotherm.planner.served.dispatch import rule_of
 from isotherm.topology import Topology
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, frozen
 from isotherm.placement import EMPTY, Placement
-from isotherm.planner.dispatch import Engine, rule_of
+from isotherm.planner.served.dispatch import Engine, rule_of
 from isotherm.topology import Topology
 
 ShareRule = Literal["balanced", "even"]

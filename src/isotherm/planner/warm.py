@@ -6,8 +6,8 @@ import numpy as np
 
 from isotherm.placement import Placement
 from isotherm.planner.assemble import make_plan
-from isotherm.planner.read_kernels import choose_replicas
 from isotherm.planner.request import PlanRequest
+from isotherm.planner.served.read_kernels import choose_replicas
 from isotherm.topology import Topology
 
 

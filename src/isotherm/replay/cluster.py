@@ -9,7 +9,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import Config
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
 from isotherm.topology import Topology
 
 EXPERT_BYTES = 88_080_384

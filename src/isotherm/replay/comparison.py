@@ -11,8 +11,8 @@ import numpy as np
 
 from isotherm.planner import policies
 from isotherm.planner.advice import Advice, advise
-from isotherm.planner.dispatch import Engine, rule_of
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
+from isotherm.planner.served.dispatch import Engine, rule_of
 from isotherm.replay.cluster import Cluster
 from isotherm.replay.lengths import LengthRow, best_length, try_lengths
 from isotherm.replay.side_by_side import PolicyRow, serve_policy

@@ -13,7 +13,7 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int32Array, Int64Array
 from isotherm.placement import EMPTY, Placement, Plan, Refill
 from isotherm.planner import PlanRequest, balanced_shares
-from isotherm.planner.rounds import order_rounds
+from isotherm.planner.order.rounds import order_rounds
 from isotherm.replay.cluster import Cluster
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from isotherm.planner.dispatch import Engine
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
+from isotherm.planner.served.dispatch import Engine
 from isotherm.replay.cluster import Cluster
 from isotherm.replay.side_by_side import PolicyRow, serve_policy
 from isotherm.replay.windows import rewindowed

@@ -13,8 +13,8 @@ from isotherm.arrays import Int32Array
 from isotherm.errors import PlanRefusedError
 from isotherm.placement import Move, Placement, Plan
 from isotherm.planner import plan
-from isotherm.planner.dispatch import Engine, rule_of
-from isotherm.planner.price import StepTime
+from isotherm.planner.outlook.price import StepTime
+from isotherm.planner.served.dispatch import Engine, rule_of
 from isotherm.replay.cluster import Cluster
 from isotherm.replay.serving import InForce, serve_window
 from isotherm.topology import MoEShape

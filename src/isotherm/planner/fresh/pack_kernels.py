@@ -1,0 +1,113 @@
+"""Replicas counted greedily, packed greedily, and set apart: the steps of the published balancer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from isotherm.arrays import FloatArray, Int64Array
+from isotherm.jit import kernel
+from isotherm.planner.fresh.heap_kernels import heap_up, sink
+
+
+@kernel
+def list_replicas(heat_E: FloatArray, slots: int, most: int) -> Int64Array:
+    """The expert of each replica, int64 [slots]: each expert once, in order, then every further one that of
+    the most heat per replica (the first of equals) that has fewer than ``most``."""
+    experts = len(heat_E)
+    listed_P, heap_E = np.zeros(slots, np.int64), np.arange(experts)
+    count_E, key_E = np.ones(experts, np.int64), np.empty(experts)
+    for expert in range(experts):
+        key_E[expert] = -heat_E[expert]
+    left = experts if most > 1 else 0
+    heap_up(heap_E, left, key_E)
+    for i in range(slots):
+        if i < experts:
+            listed_P[i] = i
+        elif left > 0:
+            expert = heap_E[0]
+            listed_P[i] = expert
+            count_E[expert] += 1
+            key_E[expert] = -heat_E[expert] / count_E[expert]
+            if count_E[expert] == most:
+                left -= 1
+                heap_E[0] = heap_E[left]
+            sink(heap_E, left, 0, key_E)
+    return listed_P
+
+
+@kernel
+def pack(weight_N: FloatArray, packs: int) -> Int64Array:
+    """The items of each pack, int64 [packs, items per pack]: heaviest first, each into the lightest pack
+    that has room (the first of equals)."""
+    size = len(weight_N) // packs
+    item_GS, heap_G, left = np.empty((packs, size), np.int64), np.arange(packs), packs
+    filled_G, weight_G = np.zeros(packs, np.int64), np.zeros(packs)
+    for item in sort_down(weight_N):
+        lightest = heap_G[0]
+        item_GS[lightest, filled_G[lightest]] = item
+        filled_G[lightest] += 1
+        weight_G[lightest] += weight_N[item]
+        if filled_G[lightest] == size:
+            left -= 1
+            heap_G[0] = heap_G[left]
+        sink(heap_G, left, 0, weight_G)
+    return item_GS
+
+
+@kernel
+def rank_place(expert_GS: Int64Array, rank: int, expert: int) -> int:
+    """The first slot of the rank that holds the expert, or -1."""
+    for slot in range(expert_GS.shape[1]):
+        if expert_GS[rank, slot] == expert:
+            return slot
+    return -1
+
+
+@kernel
+def sort_down(weight_N: FloatArray) -> Int64Array:
+    """The order from the heaviest to the lightest, the first of equals first."""
+    key_N = np.empty(len(weight_N))
+    for item in range(len(weight_N)):
+        key_N[item] = -weight_N[item]
+    return np.argsort(key_N, kind="mergesort")
+
+
+@kernel
+def count_slots(slot_expert_P: Int64Array, experts: int) -> Int64Array:
+    """How many slots each expert has, int64 [experts]."""
+    count_E = np.zeros(experts, np.int64)
+    for expert in slot_expert_P:
+        count_E[expert] += 1
+    return count_E
+
+
+@kernel
+def weigh_slots(heat_E: FloatArray, count_E: Int64Array) -> FloatArray:
+    """What a slot of each expert carries under even shares, float64 [experts]."""
+    weight_E = np.empty(len(heat_E))
+    for expert in range(len(heat_E)):
+        weight_E[expert] = heat_E[expert] / count_E[expert]
+    return weight_E
+
+
+@kernel
+def separate(expert_GS: Int64Array, weight_E: FloatArray) -> None:
+    """Trades places, in place, until no rank holds an expert twice, as far as single trades can do it.
+    A trade is between slots of the most equal weight."""
+    ranks, size = expert_GS.shape
+    for rank in range(ranks):
+        for slot in range(size):
+            expert = expert_GS[rank, slot]
+            if rank_place(expert_GS, rank, expert) == slot:
+                continue
+            best_rank, best_slot, best_gap = -1, -1, np.inf
+            for other in range(ranks):
+                if rank_place(expert_GS, other, expert) >= 0:
+                    continue
+                for place in range(size):
+                    gap = abs(weight_E[expert_GS[other, place]] - weight_E[expert])
+                    if gap < best_gap and rank_place(expert_GS, rank, expert_GS[other, place]) < 0:
+                        best_rank, best_slot, best_gap = other, place, gap
+            if best_rank >= 0:
+                expert_GS[rank, slot] = expert_GS[best_rank, best_slot]
+                expert_GS[best_rank, best_slot] = expert

@@ -1,0 +1,1 @@
+"""A layer as the planner sees it: records of slots, ranks and experts, exact shares."""

@@ -1,0 +1,1 @@
+"""The order in which moves can be carried out."""

@@ -1,0 +1,1 @@
+"""Policies, and how those of other packages are found."""

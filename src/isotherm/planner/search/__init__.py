@@ -1,0 +1,1 @@
+"""From what is loaded: the search for few moves."""

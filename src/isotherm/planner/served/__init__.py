@@ -1,0 +1,1 @@
+"""What an engine's dispatch makes of a placement."""
