@@ -87,7 +87,7 @@ def live(rank, folder):
     if rank == 1:
         weights[0]["up"][0] += 1  # under our feet
     damaged = placement.slot_to_expert[0, 5]
-    is_live = bool(balancer._mover.ledger.shares[0, 5] > 0)
+    is_live = bool(balancer._loop.mover.ledger.shares[0, 5] > 0)
     unequal = balancer.check_replicas()
     balancer.close()
     return checks, placement, read_placement(path), (int(damaged), is_live, unequal)
@@ -120,7 +120,7 @@ def test_a_rank_that_comes_alone_is_told_and_what_was_saved_starts_again(tmp_pat
     weights = [{"up": torch.arange(10.0).remainder(8)[:, None] + 100 * layer} for layer in range(2)]
     topology = Topology(ranks=1, slots_per_rank=10)
     balancer = Balancer(SHAPE, topology, group=links[0], weights=weights, inline=True)
-    balancer._meeting._is_ready = lambda kind: False
+    balancer._held.meeting._is_ready = lambda kind: False
     with pytest.raises(LinkError, match="make it on every rank"):
         balancer.check_replicas(timeout_seconds=0.05)
     balancer.save(tmp_path / "placement.npz")

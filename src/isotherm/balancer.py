@@ -3,9 +3,9 @@
 Four threads, each owning what it writes:
 
 - the *engine's* thread begins and ends steps and routes. It counts, takes snapshots, and between two
-  steps puts the newest tables in force. It never waits.
+  steps puts the newest tables in force. It never waits. What it does is in `isotherm.forward`.
 - the *heartbeat's* thread makes rounds: it turns snapshots into windows, delivers plans, advances the
-  ledger, keeps the state, and leaves new tables for the engine's thread to pick up.
+  ledger, keeps the state, and leaves new tables for the engine's thread to pick up: `hall/loop.py`.
 - the *planner's* thread, on rank 0 alone, runs the mind on a window.
 - the *carrier's* thread carries weights into dead slots.
 
@@ -14,71 +14,38 @@ What passes between them is an immutable object stored in one attribute, or hand
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from isotherm import planner, router
-from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import MODES, Config, Mode
-from isotherm.control import (
-    Announcer,
-    GroupLink,
-    Heartbeat,
-    Limits,
-    Link,
-    Meeting,
-    PlanDesk,
-    PlanLog,
-    Promise,
-    Seen,
-    Span,
-    Watch,
-    check_peers,
-    no_span,
-)
-from isotherm.decide import Decision, make_decision
-from isotherm.decide import State as Mind
+from isotherm.control import GroupLink, Heartbeat, Limits, Link, Span, no_span
+from isotherm.decide import Decision
 from isotherm.errors import IsothermError
-from isotherm.forward import ForwardPath, check_tokens
-from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
-from isotherm.mover import (
-    Carrier,
-    ExpertWeights,
-    HostTransport,
-    Ledger,
-    LocalSlots,
-    Mover,
-    Phase,
-    Rules,
-    Tensors,
-    Transport,
-    Unequal,
-    Weights,
-    find_unequal,
-    write_held,
+from isotherm.forward import StepScope, check_tokens
+from isotherm.hall.held import HeldWeights
+from isotherm.hall.loop import Loop
+from isotherm.hall.rooms import (
+    MakeTransport,
+    check_alike,
+    check_fit,
+    device_of,
+    host_stream,
+    make_rooms,
+    memory_of_rooms,
 )
+from isotherm.mover import HostTransport, Ledger, Tensors, Unequal, Weights, write_held
 from isotherm.numbers import Number
-from isotherm.placement import Placement, Plan, digest
-from isotherm.planner.outlook.past import Past
-from isotherm.router import Router, RoutingTables, TableShelf
+from isotherm.placement import Placement
 from isotherm.status import Memory, State, Statistics, TablesInForce
-from isotherm.streams import Backend, Stream, backend_for, count_wait, forward_path, forward_waits
+from isotherm.streams import Backend, backend_for, count_wait, forward_path, forward_waits
 from isotherm.topology import MoEShape, Topology
-from isotherm.window import HeatWindow, ImbalanceSummary
-
-logger = logging.getLogger("isotherm")
-
-_HOLD, _REFILL, _RELEASE, _COMPARE = range(1, 5)
-"""What the engine's threads of all ranks meet for."""
+from isotherm.window import HeatWindow
 
 
 class Balancer:
@@ -128,118 +95,83 @@ class Balancer:
         device: torch.device | str | None = None,
         backend: Backend | None = None,
         inline: bool = False,
-        transport: Callable[[ExpertWeights, Topology, Backend], Transport] = HostTransport,
+        transport: MakeTransport = HostTransport,
         limits: Limits | None = None,
         span: Span = no_span,
     ) -> None:
-        topology.check_holds(shape.experts)
         self.shape, self.topology = shape, topology
         self.config = config or Config()
-        self._inline, self._span = inline, span
+        self._inline = inline
         self._link: Link = GroupLink(group) if isinstance(group, dist.ProcessGroup) else group
+        topology.check_holds(shape.experts)
         placement = placement or Placement.default(shape, topology)
-        self._check_fit(placement)
+        check_fit(shape, topology, self._link, placement)
         planner.get_policy(self.config.policy)
-        self._backend = backend or backend_for(device or _device_of(weights))
-        self._make_state()
         start = Ledger.start(placement, placement.even_shares())
-        self._make_rooms(start, weights, transport, micro_batches)
-        self._make_control(limits)
+        self._rooms = make_rooms(
+            shape,
+            topology,
+            self.config,
+            start,
+            weights,
+            rank=self._link.rank,
+            micro_batches=micro_batches,
+            backend=backend or backend_for(device or device_of(weights)),
+            inline=inline,
+            transport=transport,
+            on_carried=lambda: self._heartbeat.poke(),
+            span=span,
+        )
+        self._collector, self._router = self._rooms.collector, self._rooms.router
+        self._forward = self._rooms.forward
+        self._scope = StepScope(self.begin_step, self.end_step)
+        self._make_control(start, limits, span)
+        self._closed = False
+        self._process = os.getpid()
         router.warm_up()
         planner.warm_up()
-        self._check_peers(placement)
+        check_alike(self._link, self.config, self._rooms, topology, placement, inline=inline)
         if not inline:
             self._heartbeat.start()
 
-    def _make_rooms(
-        self,
-        start: Ledger,
-        weights: Weights | None,
-        transport: Callable[[ExpertWeights, Topology, Backend], Transport],
-        micro_batches: int,
-    ) -> None:
-        self._collector = HeatCollector(
-            self.shape,
+    def _make_control(self, start: Ledger, limits: Limits | None, span: Span) -> None:
+        """Everything that takes part in rounds, and the rounds."""
+        config = self.config
+        steps_per_move = -(-self._rooms.bytes_per_expert // config.move_bytes_per_step)
+        self._loop = loop = Loop(
+            config,
             self.topology,
-            None,
-            source="mapped",
+            self._rooms,
+            start,
             rank=self._link.rank,
-            window_steps=self.config.window_steps,
-            slices=self.config.slices,
-            micro_batches=micro_batches,
-            backend=self._backend,
-            inline=self._inline,
-            span=self._span,
-        )
-        self._collector.on_window(self._on_window)
-        self._router = Router(
-            self._tables_of(start),
-            rank=self._link.rank,
-            backend=self._backend,
-            heat_MKLE=self._collector.totals.heat_MKLE,
-            received_MLP=self._collector.totals.slots_MLP,
-        )
-        self._shelf = TableShelf(self._router, self._backend)
-        self._forward = ForwardPath(
-            self._collector, self._router, self._shelf, self._backend, self.config.mode
-        )
-        self._mover = self._make_mover(start, weights, transport)
-
-    def _make_control(self, limits: Limits | None) -> None:
-        steps_per_move = -(-self._bytes_per_expert // self.config.move_bytes_per_step)
-        self._watch = Watch(
-            limits or Limits.of_window(self.config.window_steps, steps_per_move=steps_per_move),
-            rank=self._link.rank,
-            step=lambda: self._collector.step,
-            call_off=self._call_off,
-            on_round=self._on_round,
-        )
-        self._announcer = Announcer(digest, self._on_plan, self._on_refusal)
-        self._desk = PlanDesk(
-            self._host_stream("planner"),
-            self._take_decision,
-            announce=self._announcer.announce,
-            on_begun=lambda: self._watch.see(Seen.PLANNING),
-            on_ended=lambda: self._watch.see(Seen.DECIDED),
-            on_failed=lambda: self._watch.fail("planner_raised", "rank 0 could not plan"),
+            limits=limits or Limits.of_window(config.window_steps, steps_per_move=steps_per_move),
+            make_stream=host_stream("planner", inline=self._inline),
             poke=lambda: self._heartbeat.poke(),
+            span=span,
         )
-        self._meeting = Meeting(is_ready=self._may_meet, on_met=self._on_met)
+        self._collector.on_window(loop.see_window)
+        self._held = HeldWeights(self._rooms.slots, loop, self.shape.layers, self._drive)
         self._heartbeat = Heartbeat(
             self._link,
-            [self._watch, self._collector.gather, self._desk, self._announcer, self._mover, self._meeting],
-            interval_seconds=self.config.heartbeat_seconds,
+            [loop.watch, self._collector.gather, loop.desk, loop.announcer, loop.mover, self._held.meeting],
+            interval_seconds=config.heartbeat_seconds,
             step=lambda: self._collector.step,
-            lag_steps=4 * self.config.window_steps,
-            span=self._span,
-            on_failure=lambda name, error: self._watch.fail("room_failed", f"{name}: {error}"),
-            on_lost=lambda error: self._watch.lose(),
+            lag_steps=4 * config.window_steps,
+            span=span,
+            on_failure=lambda name, error: loop.watch.fail("room_failed", f"{name}: {error}"),
+            on_lost=lambda error: loop.watch.lose(),
         )
 
-    def _host_stream(self, name: str) -> Callable[[], Stream]:
-        """Makes streams of the host; the caller's own where everything is done in line."""
-        host = backend_for("cpu")
-        return host.main_stream if self._inline else lambda: host.side_stream(name)
-
-    def _make_state(self) -> None:
-        self._windows = 0
-        self._plans = 0
-        self._imbalance: ImbalanceSummary | None = None
-        self._window: HeatWindow | None = None
-        self._heat_LE: Int64Array | None = None
-        self._is_asked_for = False
-        self._is_held = False  # slots are refilled: nothing may move, on any rank
-        self._plan_log = PlanLog()
-        self._past = Past()
-        self._window_callback: Callable[[HeatWindow], None] | None = None
-        self._decision_callback: Callable[[Decision], None] | None = None
-        self._scope = _StepScope(self)
-        self._closed = False
-        self._process = os.getpid()
+    def _drive(self) -> None:
+        """Brings the next round nearer."""
+        if self._inline:
+            self._heartbeat.beat()
+        else:
+            self._heartbeat.poke()
 
     # -- the engine's thread -------------------------------------------------------------------------
 
-    def step(self, num_tokens: Number, *, num_decode_tokens: Number = 0) -> _StepScope:
+    def step(self, num_tokens: Number, *, num_decode_tokens: Number = 0) -> StepScope:
         """The scope of one forward pass: `begin_step` and `end_step` around its block."""
         check_tokens(num_tokens, num_decode_tokens)
         self._scope.tokens = (num_tokens, num_decode_tokens)
@@ -313,141 +245,12 @@ class Balancer:
         elif self._collector.step % self.config.snapshot_steps == 0:
             self._heartbeat.poke()
 
-    # -- the heartbeat's thread ----------------------------------------------------------------------
-
-    def _on_round(self) -> None:
-        """Plans at once where somebody asked for it, degraded or not."""
-        window = self._window
-        if self._is_asked_for and window is not None and self._watch.life.state is not State.MOVING:
-            self._is_asked_for = False
-            self._begin_planning(window)
-
-    def _on_window(self, window: HeatWindow) -> None:
-        self._windows += 1
-        self._imbalance = ImbalanceSummary.of(window.load_LG, window.layer_ids)
-        self._plan_log.see_window(window.start_step, window.end_step, self._imbalance.overall)
-        self._window = window
-        self._heat_LE = window.heat_LE
-        self._watch.note_progress()
-        if self._watch.life.state is State.OBSERVING:
-            self._begin_planning(window)
-        if self._window_callback is not None:
-            self._window_callback(window)
-
-    def _begin_planning(self, window: HeatWindow) -> None:
-        if self._link.rank != 0 or self._is_held or not self._desk.is_free:
-            return
-        ledger = self._mover.ledger
-        self._desk.begin(lambda: self._plan(window, ledger))
-
-    def _take_decision(self, made: tuple[Mind, Decision, Ledger]) -> bytes | None:
-        """What an attempt that was not called off decided, on rank 0: the plan to announce, or None."""
-        mind, decision, ledger = made
-        self._past = mind.past
-        if self._decision_callback is not None:
-            self._decision_callback(decision)
-        logger.debug("isotherm: step %d: %s", decision.step, decision.reason)
-        if decision.plan is None or self._forward.mode not in ("shares", "full"):
-            return None
-        plan = decision.plan
-        self._plan_log.announce(
-            Promise(
-                decision.step,
-                before=decision.imbalance,
-                promised=decision.predicted,
-                moves=len(plan.moves),
-                moved_bytes=len(plan.moves) * self._bytes_per_expert,
-                reason=decision.reason,
-            )
-        )
-        return ledger.identity.to_bytes(8, "little") + plan.to_bytes()
-
-    def _on_plan(self, data: bytes) -> None:
-        identity, plan = int.from_bytes(data[:8], "little"), Plan.from_bytes(data[8:])
-        if identity != self._mover.ledger.identity or (plan.moves and not self._mover.is_clear):
-            logger.info("isotherm: a plan was made for slots that have changed since; dropped")
-            self._plan_log.call_off()
-            self._watch.see(Seen.DECIDED)
-            return
-        try:
-            self._mover.aim(plan.placement, plan.shares)
-        except ValueError as error:  # on every rank alike
-            self._watch.fail("plan_refused", str(error))
-            return
-        self._plans += 1
-        moves = self._mover.ledger.phase is not Phase.SETTLED
-        self._watch.see(Seen.AIMED if moves else Seen.DECIDED)
-        self._plan_log.accept(self._collector.step, is_settled=not moves)
-
-    def _on_refusal(self, ranks: tuple[int, ...]) -> None:
-        named = ", ".join(map(str, ranks))
-        self._watch.fail("plan_refused", f"rank {named} received another plan than rank 0 announced")
-
-    def _on_move(self, seen: Seen) -> None:
-        self._watch.see(seen)
-        if seen is Seen.SETTLED:
-            self._plan_log.settle(self._collector.step)
-
-    def _may_meet(self, kind: int) -> bool:
-        """To refill, weights on their way must have arrived, or have been given up."""
-        return kind != _REFILL or (self._mover.ledger.phase is Phase.SETTLED and self._mover.is_clear)
-
-    def _on_met(self, kind: int) -> None:
-        if kind == _HOLD:
-            self._is_held = True
-            self._call_off()
-            if self._watch.life.state in (State.PLANNING, State.MOVING):
-                self._watch.see(Seen.GIVEN_UP)
-        elif kind == _RELEASE:
-            self._is_held = False
-
-    def _meet(self, kind: int, words_W: Int64Array, deadline: float) -> Int64Array:
-        drive = self._heartbeat.beat if self._inline else self._heartbeat.poke
-        return self._meeting.meet(kind, words_W, drive, max(deadline - time.monotonic(), 0.0))
-
-    def _call_off(self) -> None:
-        """Gives up whatever is under way: what is published stays, and the next plan starts from what is."""
-        self._desk.call_off()
-        self._announcer.call_off()
-        self._mover.call_off()
-        self._plan_log.call_off()
-
-    def _reshare(self, live: Placement) -> FloatArray:
-        """The best shares while slots are retired or empty, for the newest heat: the same on every rank,
-        since windows and plans are delivered in the same rounds."""
-        if self._heat_LE is None:
-            return live.even_shares()
-        return planner.balanced_shares(self._heat_LE, live, self.topology)
-
-    def _publish(self, ledger: Ledger) -> None:
-        self._shelf.leave(ledger.epoch, self._tables_of(ledger))
-
-    # -- the planner's thread ------------------------------------------------------------------------
-
-    def _plan(self, window: HeatWindow, ledger: Ledger) -> tuple[Mind, Decision, Ledger]:
-        """Runs the mind. Changes nothing: what it returns may be discarded."""
-        with self._span("plan", "planner"):
-            mind, decision = make_decision(self._mind(ledger), window, self._collector.step)
-        return mind, decision, ledger
-
-    def _mind(self, ledger: Ledger) -> Mind:
-        return Mind(
-            topology=self.topology,
-            config=replace(self.config, mode=self._forward.mode),
-            placement=ledger.placement,
-            shares=ledger.shares,
-            settled=ledger.phase is Phase.SETTLED,
-            movable=self._movable and self._mover.is_clear,
-            bytes_per_expert=self._bytes_per_expert,
-            past=self._past,
-        )
-
     # -- anyone ---------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
         """What the balancer is doing."""
-        return self._watch.state[0]
+        return self._loop.watch.state[0]
 
     @property
     def tables_in_force(self) -> tuple[TablesInForce, ...]:
@@ -457,7 +260,7 @@ class Balancer:
     @property
     def placement(self) -> Placement:
         """What the slots hold now; dead ones are empty."""
-        return self._mover.ledger.placement
+        return self._loop.mover.ledger.placement
 
     @property
     def rank(self) -> int:
@@ -477,7 +280,7 @@ class Balancer:
         """Plans on the newest window now, instead of at the end of the next; after a failure too, without
         waiting for its pause to end. Whether weights move is still the mind's to decide. Call it on every
         rank, or on rank 0. Never waits."""
-        self._is_asked_for = True
+        self._loop.ask()
         self._heartbeat.poke()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -493,7 +296,7 @@ class Balancer:
         Raises:
             ValueError: the balancer was built without weights.
         """
-        return self._slots().logical_state(self._mover.ledger)
+        return self._held.logical_state()
 
     def reload(self, source: Mapping[tuple[int, int], Tensors], timeout_seconds: float = 60.0) -> None:
         """Refills every slot of this rank: ``source[layer, expert]`` has the tensors of an expert by name,
@@ -506,11 +309,7 @@ class Balancer:
             LinkError: not every rank made this call in time. Nothing moves until all have.
             ValueError: the balancer was built without weights, or tensors of other names.
         """
-        slots, deadline, nothing = self._slots(), time.monotonic() + timeout_seconds, np.zeros(0, np.int64)
-        self._meet(_HOLD, nothing, deadline)
-        self._meet(_REFILL, nothing, deadline)
-        slots.refill(self._mover.ledger, source)
-        self._meet(_RELEASE, nothing, deadline)
+        self._held.reload(source, timeout_seconds)
 
     def check_replicas(self, timeout_seconds: float = 60.0) -> tuple[Unequal, ...]:
         """Compares the bytes of all live replicas over all ranks, by checksums: those that differ from the
@@ -521,22 +320,15 @@ class Balancer:
             LinkError: not every rank made this call in time.
             ValueError: the balancer was built without weights.
         """
-        checksums_W = self._slots().checksums(self._mover.ledger)
-        gathered_GW = self._meet(_COMPARE, checksums_W, time.monotonic() + timeout_seconds)
-        return find_unequal(gathered_GW, self.shape.layers)
-
-    def _slots(self) -> LocalSlots:
-        if self._local_slots is None:
-            raise ValueError("the balancer was built with weights=None: it knows no weights")
-        return self._local_slots
+        return self._held.check_replicas(timeout_seconds)
 
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
         """Calls ``callback`` with each window, on every rank, off the engine's thread."""
-        self._window_callback = callback
+        self._loop.on_window = callback
 
     def on_decision(self, callback: Callable[[Decision], None]) -> None:
         """Calls ``callback`` with each decision, on rank 0, off the engine's thread."""
-        self._decision_callback = callback
+        self._loop.on_decision = callback
 
     @staticmethod
     def memory(
@@ -549,39 +341,29 @@ class Balancer:
         """Bytes of all buffers for heat and tables that a balancer with these arguments makes, once, when
         it is built, so that an engine can plan for them; nothing is made here. Beside a CPU the device's
         buffers are host memory too."""
-        heat = memory_of_heat(
-            shape,
-            topology,
-            "mapped",
-            micro_batches=micro_batches,
-            queues_work=torch.device(device).type != "cpu",
-            inline=False,
-            on_device=False,
-        )
-        words = sum(each.header_words for each in (Watch, HeatGather, PlanDesk, Announcer, Mover, Meeting))
-        tables = Router.memory(shape, topology, micro_batches, device=device)
-        return heat + tables + Heartbeat.memory(topology.ranks, words)
+        return memory_of_rooms(shape, topology, micro_batches=micro_batches, device=device)
 
     def statistics(self) -> Statistics:
         """What the balancer has done so far. Never waits."""
-        state, since_step, since_seconds = self._watch.state
-        imbalance = self._imbalance
+        loop, mover = self._loop, self._loop.mover
+        state, since_step, since_seconds = loop.watch.state
+        imbalance = loop.imbalance
         return Statistics(
             state=state,
             since_step=since_step,
             since_seconds=since_seconds,
-            progress_seconds=self._watch.progress_seconds,
+            progress_seconds=loop.watch.progress_seconds,
             mode=self._forward.mode,
             steps=self._collector.step,
             gathered_step=self._collector.gathered_step,
             epoch=self._forward.epoch,
             rounds=self._heartbeat.rounds,
-            windows=self._windows,
-            plans=self._plans,
-            moves=self._mover.moves,
-            moved_bytes=self._mover.moved_bytes,
+            windows=loop.windows,
+            plans=loop.plans,
+            moves=mover.moves,
+            moved_bytes=mover.moved_bytes,
             skipped_snapshots=self._collector.skipped_snapshots,
-            failures=self._watch.failures,
+            failures=loop.watch.failures,
             waits=forward_waits(),
             imbalance=imbalance.overall if imbalance else None,
             imbalance_p50=imbalance.p50 if imbalance else None,
@@ -597,95 +379,6 @@ class Balancer:
         self._closed = True
         deadline = time.monotonic() + timeout_seconds
         if self._heartbeat.close(timeout_seconds):
-            self._mover.close(max(deadline - time.monotonic(), 0.0))
-        self._desk.close(max(deadline - time.monotonic(), 0.0))
+            self._loop.mover.close(max(deadline - time.monotonic(), 0.0))
+        self._loop.desk.close(max(deadline - time.monotonic(), 0.0))
         self._collector.close()
-
-    # -- building -------------------------------------------------------------------------------------
-
-    def _make_mover(
-        self,
-        start: Ledger,
-        weights: Weights | None,
-        make_transport: Callable[[ExpertWeights, Topology, Backend], Transport],
-    ) -> Mover:
-        carrier: Carrier | None = None
-        self._local_slots: LocalSlots | None = None
-        bytes_per_expert = 0
-        if weights is not None:
-            experts = ExpertWeights(
-                weights, layers=self.shape.layers, slots_per_rank=self.topology.slots_per_rank
-            )
-            bytes_per_expert = experts.bytes_per_expert
-            self._local_slots = LocalSlots(weights, experts, self.topology, self._link.rank)
-            carrier = Carrier(
-                make_transport(experts, self.topology, self._backend),
-                self._host_stream("carrier")(),
-                on_end=lambda: self._heartbeat.poke(),
-            )
-        self._bytes_per_expert = bytes_per_expert
-        self._movable = carrier is not None and self.topology.slots > self.shape.experts
-        return Mover(
-            start,
-            Rules(self.topology, self.config.moves_in_flight, self._reshare),
-            carrier,
-            bytes_per_expert=bytes_per_expert,
-            bytes_per_step=self.config.move_bytes_per_step,
-            finished=self._forward.finished,
-            publish=self._publish,
-            see=self._on_move,
-            fail=lambda message: self._watch.fail("transfer_failed", message),
-            span=self._span,
-        )
-
-    def _tables_of(self, ledger: Ledger) -> RoutingTables:
-        return RoutingTables.build(ledger.content, ledger.shares, self.shape.experts)
-
-    def _check_fit(self, placement: Placement) -> None:
-        if self._link.size != self.topology.ranks:
-            raise ValueError(
-                f"the group has {self._link.size} ranks, the topology {self.topology.ranks}: give a "
-                "group of all expert-parallel ranks"
-            )
-        placement.check_fits(self.shape, self.topology)
-
-    def _check_peers(self, placement: Placement) -> None:
-        check_peers(
-            self._link,
-            {
-                "shape": self.shape,
-                "topology": self.topology,
-                "placement": digest(placement.slot_to_expert.tobytes()),
-                "inline": self._inline,
-                "movable": self._movable,
-                **self.config.as_dict(),
-            },
-        )
-
-
-class _StepScope:
-    """What ``with balancer.step(...)`` enters: made once."""
-
-    def __init__(self, balancer: Balancer) -> None:
-        self._balancer = balancer
-        self.tokens: tuple[Number, Number] = (0, 0)
-
-    def __enter__(self) -> None:
-        num_tokens, num_decode_tokens = self.tokens
-        self._balancer.begin_step(num_tokens, num_decode_tokens=num_decode_tokens)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # A step that raised ends too: the ranks' step numbers must not part.
-        self._balancer.end_step()
-
-
-def _device_of(weights: Weights | None) -> torch.device:
-    for layer in weights or ():
-        for tensors in layer.values():
-            return tensors[0].device
-    return torch.device("cpu")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from types import TracebackType
 
 import torch
 
@@ -98,6 +100,28 @@ class ForwardPath:
             epoch, steps, _ = self._unfinished.popleft()
             self._finished = (epoch, steps)
         return self._finished
+
+
+class StepScope:
+    """What ``with balancer.step(...)`` enters: made once."""
+
+    def __init__(self, begin: Callable[..., None], end: Callable[[], None]) -> None:
+        self._begin = begin
+        self._end = end
+        self.tokens: tuple[Number, Number] = (0, 0)
+
+    def __enter__(self) -> None:
+        num_tokens, num_decode_tokens = self.tokens
+        self._begin(num_tokens, num_decode_tokens=num_decode_tokens)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A step that raised ends too: the ranks' step numbers must not part.
+        self._end()
 
 
 def check_tokens(num_tokens: Number, num_decode_tokens: Number) -> None:

@@ -49,8 +49,9 @@ def hold(rank):
     topology = Topology(ranks=2, slots_per_rank=6)
     balancer = Balancer(SHAPE, topology, group=group, weights=None, micro_batches=2)
     rooms = [balancer._collector, balancer._router, balancer._heartbeat]
-    ledger = balancer._mover.ledger  # a noun: what slots hold, not a buffer
-    found = held_buffers(rooms, leave_out=[balancer, balancer._mover, balancer._announcer, ledger])
+    loop = balancer._loop
+    ledger = loop.mover.ledger  # a noun: what slots hold, not a buffer
+    found = held_buffers(rooms, leave_out=[balancer, loop, loop.mover, loop.announcer, ledger])
     balancer.close()
     return found, Balancer.memory(SHAPE, topology, micro_batches=2)
 

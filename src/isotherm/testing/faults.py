@@ -53,14 +53,14 @@ class Fault:
 
     def _place(self, balancer: Balancer) -> tuple[Any, str, Callable[..., Any]]:
         """What is called when it happens: an attribute, and what takes its place once."""
-        carrier = balancer._mover._carrier
+        carrier = balancer._rooms.carrier
         transport = None if carrier is None else carrier._transport
         if self.what.startswith("transfer") and transport is None:
             raise ValueError(f"{self.what!r} needs a balancer that moves weights: build it with weights=")
         places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-            "planner raises": (balancer, "_plan", self._raise),
-            "planner hangs": (balancer, "_plan", self._sleep_before),
-            "wrong digest": (balancer._announcer, "_digest", lambda real, data: int(real(data)) ^ 1),
+            "planner raises": (balancer._loop, "_plan", self._raise),
+            "planner hangs": (balancer._loop, "_plan", self._sleep_before),
+            "wrong digest": (balancer._loop.announcer, "_digest", lambda real, data: int(real(data)) ^ 1),
             "transfer fails": (transport, "carry", self._spoil),
             "transfer late": (transport, "carry", self._sleep_before),
             "rank pauses": (balancer._forward, "begin", self._pause_before),

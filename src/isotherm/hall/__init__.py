@@ -1,0 +1,1 @@
+"""Where rooms, mind and engine meet; `isotherm.balancer` is its face."""

@@ -1,0 +1,68 @@
+"""Weights in slots as the engine sees them from outside: by expert, refilled, compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from isotherm.arrays import Int64Array
+from isotherm.control import Meeting
+from isotherm.hall.loop import Loop
+from isotherm.mover import LocalSlots, Mover, Phase, Tensors, Unequal, find_unequal
+
+_HOLD, _REFILL, _RELEASE, _COMPARE = range(1, 5)
+"""What the engine's threads of all ranks meet for."""
+
+
+class HeldWeights:
+    """`Balancer` documents what its methods promise; they are one to one.
+
+    Args:
+        slots: this rank's; None where the balancer knows no weights.
+        drive: brings the next round nearer.
+    """
+
+    def __init__(
+        self, slots: LocalSlots | None, loop: Loop, layers: int, drive: Callable[[], object]
+    ) -> None:
+        self._local_slots = slots
+        self._loop = loop
+        self._mover: Mover = loop.mover
+        self._layers = layers
+        self._drive = drive
+        self.meeting = Meeting(is_ready=self._may_meet, on_met=self._on_met)
+
+    def logical_state(self) -> list[dict[int, Tensors]]:
+        return self._slots().logical_state(self._mover.ledger)
+
+    def reload(self, source: Mapping[tuple[int, int], Tensors], timeout_seconds: float) -> None:
+        slots, deadline, nothing = self._slots(), time.monotonic() + timeout_seconds, np.zeros(0, np.int64)
+        self._meet(_HOLD, nothing, deadline)
+        self._meet(_REFILL, nothing, deadline)
+        slots.refill(self._mover.ledger, source)
+        self._meet(_RELEASE, nothing, deadline)
+
+    def check_replicas(self, timeout_seconds: float) -> tuple[Unequal, ...]:
+        checksums_W = self._slots().checksums(self._mover.ledger)
+        gathered_GW = self._meet(_COMPARE, checksums_W, time.monotonic() + timeout_seconds)
+        return find_unequal(gathered_GW, self._layers)
+
+    def _slots(self) -> LocalSlots:
+        if self._local_slots is None:
+            raise ValueError("the balancer was built with weights=None: it knows no weights")
+        return self._local_slots
+
+    def _meet(self, kind: int, words_W: Int64Array, deadline: float) -> Int64Array:
+        return self.meeting.meet(kind, words_W, self._drive, max(deadline - time.monotonic(), 0.0))
+
+    def _may_meet(self, kind: int) -> bool:
+        """To refill, weights on their way must have arrived, or have been given up."""
+        return kind != _REFILL or (self._mover.ledger.phase is Phase.SETTLED and self._mover.is_clear)
+
+    def _on_met(self, kind: int) -> None:
+        if kind == _HOLD:
+            self._loop.hold()
+        elif kind == _RELEASE:
+            self._loop.release()

@@ -1,0 +1,233 @@
+"""Observe, plan, move: what is done beside the engine, on the heartbeat's thread and on the planner's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from isotherm import planner
+from isotherm.arrays import FloatArray, Int64Array
+from isotherm.config import Config
+from isotherm.control import Announcer, Limits, PlanDesk, PlanLog, Promise, Seen, Span, Watch
+from isotherm.decide import Decision, make_decision
+from isotherm.decide import State as Mind
+from isotherm.forward import ForwardPath
+from isotherm.hall.rooms import Rooms
+from isotherm.mover import Ledger, Mover, Phase, Rules
+from isotherm.placement import Placement, Plan, digest
+from isotherm.planner.outlook.past import Past
+from isotherm.status import State
+from isotherm.streams import Stream
+from isotherm.topology import Topology
+from isotherm.window import HeatWindow, ImbalanceSummary
+
+logger = logging.getLogger("isotherm")
+
+
+class Loop:
+    """Turns windows into plans, and plans into moves, the same on every rank.
+
+    It owns the four that take part in rounds for it: the state (``watch``), the desk where rank 0 plans, the
+    announcer that carries plans, and the mover. All methods run on the heartbeat's thread, those under "the
+    planner's thread" on that, and those under "anyone" on any.
+
+    Args:
+        rooms: what was built of heat, router and mover.
+        start: the ledger of weights as loaded.
+        make_stream: makes the host's stream on which rank 0 plans.
+        poke: asks for a round soon.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        topology: Topology,
+        rooms: Rooms,
+        start: Ledger,
+        *,
+        rank: int,
+        limits: Limits,
+        make_stream: Callable[[], Stream],
+        poke: Callable[[], None],
+        span: Span,
+    ) -> None:
+        self._config, self._topology, self._rooms, self._rank = config, topology, rooms, rank
+        self._span = span
+        self._forward: ForwardPath = rooms.forward
+        self._make_state()
+        self.watch = Watch(
+            limits, rank=rank, step=self._step, call_off=self._call_off, on_round=self._on_round
+        )
+        self.announcer = Announcer(digest, self._on_plan, self._on_refusal)
+        self.desk = PlanDesk(
+            make_stream,
+            self._take_decision,
+            announce=self.announcer.announce,
+            on_begun=lambda: self.watch.see(Seen.PLANNING),
+            on_ended=lambda: self.watch.see(Seen.DECIDED),
+            on_failed=lambda: self.watch.fail("planner_raised", "rank 0 could not plan"),
+            poke=poke,
+        )
+        self.mover = self._make_mover(start)
+
+    def _make_state(self) -> None:
+        self.windows = 0
+        self.plans = 0
+        self.imbalance: ImbalanceSummary | None = None
+        self.on_window: Callable[[HeatWindow], None] | None = None
+        self.on_decision: Callable[[Decision], None] | None = None
+        self._window: HeatWindow | None = None
+        self._heat_LE: Int64Array | None = None
+        self._is_asked_for = False
+        self._is_held = False
+        self._plan_log = PlanLog()
+        self._past = Past()
+
+    def _make_mover(self, start: Ledger) -> Mover:
+        rooms, config = self._rooms, self._config
+        return Mover(
+            start,
+            Rules(self._topology, config.moves_in_flight, self._reshare),
+            rooms.carrier,
+            bytes_per_expert=rooms.bytes_per_expert,
+            bytes_per_step=config.move_bytes_per_step,
+            finished=rooms.forward.finished,
+            publish=rooms.publish,
+            see=self._on_move,
+            fail=lambda message: self.watch.fail("transfer_failed", message),
+            span=self._span,
+        )
+
+    # -- the heartbeat's thread: windows and plans ---------------------------------------------------
+
+    def _on_round(self) -> None:
+        """Plans at once where somebody asked for it, degraded or not."""
+        window = self._window
+        if self._is_asked_for and window is not None and self.watch.life.state is not State.MOVING:
+            self._is_asked_for = False
+            self._begin_planning(window)
+
+    def see_window(self, window: HeatWindow) -> None:
+        """Takes in a window that was gathered, and plans on it unless something else is under way."""
+        self.windows += 1
+        self.imbalance = ImbalanceSummary.of(window.load_LG, window.layer_ids)
+        self._plan_log.see_window(window.start_step, window.end_step, self.imbalance.overall)
+        self._window = window
+        self._heat_LE = window.heat_LE
+        self.watch.note_progress()
+        if self.watch.life.state is State.OBSERVING:
+            self._begin_planning(window)
+        if self.on_window is not None:
+            self.on_window(window)
+
+    def _begin_planning(self, window: HeatWindow) -> None:
+        if self._rank != 0 or self._is_held or not self.desk.is_free:
+            return
+        ledger = self.mover.ledger
+        self.desk.begin(lambda: self._plan(window, ledger))
+
+    def _take_decision(self, made: tuple[Mind, Decision, Ledger]) -> bytes | None:
+        """What an attempt that was not called off decided, on rank 0: the plan to announce, or None."""
+        mind, decision, ledger = made
+        self._past = mind.past
+        if self.on_decision is not None:
+            self.on_decision(decision)
+        logger.debug("isotherm: step %d: %s", decision.step, decision.reason)
+        if decision.plan is None or self._forward.mode not in ("shares", "full"):
+            return None
+        plan = decision.plan
+        self._plan_log.announce(
+            Promise(
+                decision.step,
+                before=decision.imbalance,
+                promised=decision.predicted,
+                moves=len(plan.moves),
+                moved_bytes=len(plan.moves) * self._rooms.bytes_per_expert,
+                reason=decision.reason,
+            )
+        )
+        return ledger.identity.to_bytes(8, "little") + plan.to_bytes()
+
+    def _on_plan(self, data: bytes) -> None:
+        identity, plan = int.from_bytes(data[:8], "little"), Plan.from_bytes(data[8:])
+        if identity != self.mover.ledger.identity or (plan.moves and not self.mover.is_clear):
+            logger.info("isotherm: a plan was made for slots that have changed since; dropped")
+            self._plan_log.call_off()
+            self.watch.see(Seen.DECIDED)
+            return
+        try:
+            self.mover.aim(plan.placement, plan.shares)
+        except ValueError as error:  # on every rank alike
+            self.watch.fail("plan_refused", str(error))
+            return
+        self.plans += 1
+        moves = self.mover.ledger.phase is not Phase.SETTLED
+        self.watch.see(Seen.AIMED if moves else Seen.DECIDED)
+        self._plan_log.accept(self._step(), is_settled=not moves)
+
+    def _on_refusal(self, ranks: tuple[int, ...]) -> None:
+        named = ", ".join(map(str, ranks))
+        self.watch.fail("plan_refused", f"rank {named} received another plan than rank 0 announced")
+
+    # -- the heartbeat's thread: moves ---------------------------------------------------------------
+
+    def _on_move(self, seen: Seen) -> None:
+        self.watch.see(seen)
+        if seen is Seen.SETTLED:
+            self._plan_log.settle(self._step())
+
+    def _reshare(self, live: Placement) -> FloatArray:
+        """The best shares while slots are retired or empty, for the newest heat: the same on every rank,
+        since windows and plans are delivered in the same rounds."""
+        if self._heat_LE is None:
+            return live.even_shares()
+        return planner.balanced_shares(self._heat_LE, live, self._topology)
+
+    def _call_off(self) -> None:
+        """Gives up whatever is under way: what is published stays, and the next plan starts from what is."""
+        self.desk.call_off()
+        self.announcer.call_off()
+        self.mover.call_off()
+        self._plan_log.call_off()
+
+    def hold(self) -> None:
+        """Gives up what is under way and begins nothing until `release`: slots are refilled. In the same
+        round on every rank."""
+        self._is_held = True
+        self._call_off()
+        if self.watch.life.state in (State.PLANNING, State.MOVING):
+            self.watch.see(Seen.GIVEN_UP)
+
+    def release(self) -> None:
+        """Ends what `hold` began. In the same round on every rank."""
+        self._is_held = False
+
+    # -- the planner's thread ------------------------------------------------------------------------
+
+    def _plan(self, window: HeatWindow, ledger: Ledger) -> tuple[Mind, Decision, Ledger]:
+        """Runs the mind. Changes nothing: what it returns may be discarded."""
+        with self._span("plan", "planner"):
+            mind, decision = make_decision(self._mind(ledger), window, self._step())
+        return mind, decision, ledger
+
+    def _mind(self, ledger: Ledger) -> Mind:
+        return Mind(
+            topology=self._topology,
+            config=replace(self._config, mode=self._forward.mode),
+            placement=ledger.placement,
+            shares=ledger.shares,
+            settled=ledger.phase is Phase.SETTLED,
+            movable=self._rooms.is_movable and self.mover.is_clear,
+            bytes_per_expert=self._rooms.bytes_per_expert,
+            past=self._past,
+        )
+
+    # -- anyone --------------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Plans in the next round, on the newest window."""
+        self._is_asked_for = True
+
+    def _step(self) -> int:
+        return self._rooms.collector.step
