@@ -336,12 +336,22 @@ class Balancer:
         topology: Topology,
         *,
         micro_batches: int = 1,
+        bytes_per_expert: int = 0,
         device: torch.device | str = "cpu",
     ) -> Memory:
-        """Bytes of all buffers for heat and tables that a balancer with these arguments makes, once, when
-        it is built, so that an engine can plan for them; nothing is made here. Beside a CPU the device's
-        buffers are host memory too."""
-        return memory_of_rooms(shape, topology, micro_batches=micro_batches, device=device)
+        """Bytes of all buffers that a balancer with these arguments makes, once, when it is built, so that an
+        engine can plan for them; nothing is made here. Beside a CPU the device's buffers are host memory too.
+
+        ``bytes_per_expert``: weights of one expert in one layer, which pass through pinned memory beside a
+        device; 0: no weights are lent.
+        """
+        return memory_of_rooms(
+            shape,
+            topology,
+            micro_batches=micro_batches,
+            bytes_per_expert=bytes_per_expert,
+            device=device,
+        )
 
     def statistics(self) -> Statistics:
         """What the balancer has done so far. Never waits."""

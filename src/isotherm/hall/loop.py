@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from isotherm import planner
 from isotherm.arrays import FloatArray, Int64Array
@@ -23,6 +24,16 @@ from isotherm.topology import Topology
 from isotherm.window import HeatWindow, ImbalanceSummary
 
 logger = logging.getLogger("isotherm")
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What an attempt to plan made of a window, and for which ledger."""
+
+    mind: Mind
+    decision: Decision
+    window: HeatWindow
+    ledger: Ledger
 
 
 class Loop:
@@ -82,6 +93,8 @@ class Loop:
         self._is_asked_for = False
         self._is_held = False
         self._plan_log = PlanLog()
+        # Rank 0's: windows that the mind has not seen, because something was under way when they came.
+        self._unseen: deque[HeatWindow] = deque(maxlen=self._config.forecast_windows)
         self._past = Past()
 
     def _make_mover(self, start: Ledger) -> Mover:
@@ -115,6 +128,8 @@ class Loop:
         self._plan_log.see_window(window.start_step, window.end_step, self.imbalance.overall)
         self._window = window
         self._heat_LE = window.heat_LE
+        if self._rank == 0:
+            self._unseen.append(window)
         self.watch.note_progress()
         if self.watch.life.state is State.OBSERVING:
             self._begin_planning(window)
@@ -124,13 +139,15 @@ class Loop:
     def _begin_planning(self, window: HeatWindow) -> None:
         if self._rank != 0 or self._is_held or not self.desk.is_free:
             return
-        ledger = self.mover.ledger
-        self.desk.begin(lambda: self._plan(window, ledger))
+        ledger, earlier = self.mover.ledger, tuple(each for each in self._unseen if each is not window)
+        self.desk.begin(lambda: self._plan(earlier, window, ledger))
 
-    def _take_decision(self, made: tuple[Mind, Decision, Ledger]) -> bytes | None:
+    def _take_decision(self, made: _Made) -> bytes | None:
         """What an attempt that was not called off decided, on rank 0: the plan to announce, or None."""
-        mind, decision, ledger = made
-        self._past = mind.past
+        decision = made.decision
+        self._past = made.mind.past
+        while self._unseen and self._unseen[0].end_step <= made.window.end_step:
+            self._unseen.popleft()
         if self.on_decision is not None:
             self.on_decision(decision)
         logger.debug("isotherm: step %d: %s", decision.step, decision.reason)
@@ -147,7 +164,7 @@ class Loop:
                 reason=decision.reason,
             )
         )
-        return ledger.identity.to_bytes(8, "little") + plan.to_bytes()
+        return made.ledger.identity.to_bytes(8, "little") + plan.to_bytes()
 
     def _on_plan(self, data: bytes) -> None:
         identity, plan = int.from_bytes(data[:8], "little"), Plan.from_bytes(data[8:])
@@ -205,11 +222,16 @@ class Loop:
 
     # -- the planner's thread ------------------------------------------------------------------------
 
-    def _plan(self, window: HeatWindow, ledger: Ledger) -> tuple[Mind, Decision, Ledger]:
-        """Runs the mind. Changes nothing: what it returns may be discarded."""
+    def _plan(self, earlier: tuple[HeatWindow, ...], window: HeatWindow, ledger: Ledger) -> _Made:
+        """Shows the mind what it has not seen, and has it decide on ``window``. Changes nothing: what it
+        returns may be discarded."""
+        mind = self._mind(ledger)
         with self._span("plan", "planner"):
-            mind, decision = make_decision(self._mind(ledger), window, self._step())
-        return mind, decision, ledger
+            for each in earlier:
+                past = mind.past.with_window(each, self._config.forecast_windows)
+                mind = replace(mind, past=past)
+            mind, decision = make_decision(mind, window, self._step())
+        return _Made(mind, decision, window, ledger)
 
     def _mind(self, ledger: Ledger) -> Mind:
         return Mind(

@@ -12,7 +12,16 @@ from isotherm.config import Config
 from isotherm.control import Announcer, Heartbeat, Link, Meeting, PlanDesk, Span, Watch, check_peers
 from isotherm.forward import ForwardPath
 from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
-from isotherm.mover import Carrier, ExpertWeights, Ledger, LocalSlots, Mover, Transport, Weights
+from isotherm.mover import (
+    Carrier,
+    ExpertWeights,
+    HostTransport,
+    Ledger,
+    LocalSlots,
+    Mover,
+    Transport,
+    Weights,
+)
 from isotherm.placement import Placement, digest
 from isotherm.router import Router, RoutingTables, TableShelf
 from isotherm.status import Memory
@@ -114,7 +123,12 @@ def tables_of(ledger: Ledger, shape: MoEShape) -> RoutingTables:
 
 
 def memory_of_rooms(
-    shape: MoEShape, topology: Topology, *, micro_batches: int, device: torch.device | str
+    shape: MoEShape,
+    topology: Topology,
+    *,
+    micro_batches: int,
+    bytes_per_expert: int,
+    device: torch.device | str,
 ) -> Memory:
     """See `Balancer.memory`."""
     heat = memory_of_heat(
@@ -128,7 +142,8 @@ def memory_of_rooms(
     )
     words = sum(each.header_words for each in (Watch, HeatGather, PlanDesk, Announcer, Mover, Meeting))
     tables = Router.memory(shape, topology, micro_batches, device=device)
-    return heat + tables + Heartbeat.memory(topology.ranks, words)
+    staging = HostTransport.memory(bytes_per_expert, device=device)
+    return heat + tables + staging + Heartbeat.memory(topology.ranks, words)
 
 
 def check_fit(shape: MoEShape, topology: Topology, link: Link, placement: Placement) -> None:

@@ -10,6 +10,7 @@ import torch
 from isotherm.control import Link, Transfer
 from isotherm.mover.ledger import Fill
 from isotherm.mover.weights import ExpertWeights
+from isotherm.status import Memory
 from isotherm.streams import Backend
 from isotherm.topology import Topology
 
@@ -38,6 +39,12 @@ class HostTransport:
             for _ in range(_STAGED_EXPERTS * is_staged)
         ]
         self.received_bytes = 0
+
+    @staticmethod
+    def memory(bytes_per_expert: int, *, device: torch.device | str) -> Memory:
+        """The staging of one rank, where weights of this size lie on ``device``."""
+        is_staged = torch.device(device).type != "cpu"
+        return Memory(pinned_bytes=_STAGED_EXPERTS * bytes_per_expert * is_staged)
 
     def carry(self, fills: Sequence[Fill], link: Link) -> None:
         """Makes this rank's part of ``fills``; returns when its slots hold their new weights.
