@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-BenchName = Literal["heat", "plan"]
+BenchName = Literal["heat", "plan", "soak"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,13 @@ class BenchOptions:
     plan: balancedness, bound, moves and time of every policy: from nothing, after a change of traffic, under
     noise; how time grows; what other threads feel. A few minutes.
 
+    soak: two processes serve shifting traffic while one thing after another goes wrong; after each, counts,
+    replicas and answers are checked, and at the end memory and threads. Exit 1 where anything was wrong.
+
     Examples:
         isotherm bench heat
         isotherm bench plan --traces statistics/
+        isotherm bench soak --minutes 10
         isotherm bench heat --json > heat.json
     """
 
@@ -38,3 +42,10 @@ class BenchOptions:
     """plan: a folder of JSON files {"logical_count": [layers][experts]}, named decode_in1000out1000.json,
     prefill_in1024.json and decode_in500out1500.json as SGLang published them for DeepSeek-V3. Default: heat
     drawn as uneven as that."""
+    minutes: float = 10.0
+    """soak: how long it runs; a part of a minute too."""
+    seed: int | None = None
+    """soak: draws traffic, faults and delays again as another run said that it drew them. Default: another
+    one each time."""
+    pause_seconds: float = 1.0
+    """soak: how long a rank is stopped where that is what goes wrong."""

@@ -13,7 +13,8 @@ from isotherm.errors import MissingExtraError
 
 
 def run_bench(options: BenchOptions) -> int:
-    """Runs the benchmark that ``options`` name; the exit code: 0, whatever its targets say.
+    """Runs the benchmark that ``options`` name; the exit code: 0, whatever its targets say, but 1 where a
+    soak found anything wrong.
 
     Raises:
         MissingExtraError: torch is not installed.
@@ -25,6 +26,7 @@ def run_bench(options: BenchOptions) -> int:
     from isotherm.bench.heat import measure_heat
     from isotherm.bench.planning import measure_planning
     from isotherm.bench.show import show_report, show_shortfalls, wide_console
+    from isotherm.bench.soak import measure_soak
 
     stderr = Console(stderr=True, highlight=False)
 
@@ -35,13 +37,16 @@ def run_bench(options: BenchOptions) -> int:
         report = measure_planning(options.traces, quick=options.quick, tell=tell)
     elif options.traces is not None:
         raise ValueError(f"--traces is for bench plan: leave it out of bench {options.name}")
+    elif options.name == "soak":
+        report = measure_soak(options.minutes, options.seed, options.pause_seconds, tell)
     else:
         report = measure_heat(quick=options.quick, tell=tell)
+    is_wrong = options.name == "soak" and not all(target.ok for target in report.targets)
     if options.json:
         json.dump(report.as_dict(), sys.stdout)
         sys.stdout.write("\n")
-        return 0
+        return int(is_wrong)
     console = wide_console()
     show_report(report, console)
     show_shortfalls([report], console)
-    return 0
+    return int(is_wrong)

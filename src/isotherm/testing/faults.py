@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -14,10 +14,21 @@ from isotherm.balancer import Balancer
 from isotherm.control import Link
 from isotherm.mover import HostTransport
 from isotherm.mover.ledger import Fill
+from isotherm.status import FailureKind
 
 What = Literal[
     "planner raises", "planner hangs", "wrong digest", "transfer fails", "transfer late", "rank pauses"
 ]
+
+
+_KINDS: dict[str, FailureKind] = {
+    "planner raises": "planner_raised",
+    "planner hangs": "planner_late",
+    "wrong digest": "plan_refused",
+    "transfer fails": "transfer_failed",
+    "transfer late": "transfer_late",
+    "rank pauses": "stalled",
+}
 
 
 class HastyTransport(HostTransport):
@@ -33,15 +44,25 @@ class HastyTransport(HostTransport):
 
 
 class Fault:
-    """Something that goes wrong once, on one rank, at the first occasion from a step on. See `fail_at`."""
+    """Something that goes wrong once, on one rank, at the first occasion from a step on. See `fail_at`.
+
+    ``kind``: what it is counted as where it lasts longer than a deadline.
+    """
 
     def __init__(self, rank: int, step: int, what: What, seconds: float) -> None:
         self.rank = rank
         self.step = step
         self.what = what
         self.seconds = seconds
+        self.kind = _KINDS[what]
         self.has_fired = False
         self._now: Callable[[], bool] = lambda: False
+        self._is_over = threading.Event()
+
+    def end(self) -> None:
+        """Ends what lasts, sooner than after its seconds; not a pause. Once ended it may still happen, and
+        takes no time then."""
+        self._is_over.set()
 
     def arm(self, balancer: Balancer) -> None:
         """Puts the fault into ``balancer``. Called on every rank; other ranks stay as they are."""
@@ -74,6 +95,8 @@ class Fault:
             if self.has_fired or not self._now():
                 return real(*args)
             self.has_fired = True
+            if getattr(owner, name) is call:  # not under another fault
+                setattr(owner, name, real)
             return happen(real, *args)
 
         setattr(owner, name, call)
@@ -82,7 +105,7 @@ class Fault:
         raise RuntimeError(f"{self.what}, on purpose")
 
     def _sleep_before(self, real: Callable[..., Any], *args: Any) -> Any:
-        time.sleep(self.seconds)
+        self._is_over.wait(self.seconds)
         return real(*args)
 
     def _spoil(self, real: Callable[..., Any], fills: Sequence[Fill], link: Link) -> None:
@@ -107,6 +130,7 @@ def fail_at(rank: int, step: int, what: What, *, seconds: float = 30.0) -> Fault
     """A fault of ``rank``, at the first occasion from ``step`` on, once; ``arm`` puts it into a balancer.
 
     Args:
+        seconds: how long what lasts goes on, unless it is ended sooner (`Fault.end`).
         what: ``planner raises`` and ``planner hangs`` (for ``seconds``) happen on rank 0 alone, which plans.
             ``wrong digest``: the rank finds another digest of a plan than it has. ``transfer fails``: half
             the bytes of its part of a transfer come wrong, and it raises; ``transfer late``: it begins its
