@@ -16,6 +16,9 @@ from isotherm.window import HeatWindow
 _KEPT = 8
 """Lives of traffic and promises remembered."""
 
+_LONGEST_REST = 64
+"""Windows for which a question rests at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class Promise:
@@ -30,23 +33,39 @@ class Promise:
 
 
 @dataclass(frozen=True, eq=False)
-class Refusal:
-    """Moves searched for and found not worth it. A search costs a hundred times what the rest of a decision
-    does, so it rests for 1, 2, 4 and then 8 windows, unless things get worse by themselves.
+class Rest:
+    """A question that was answered with no. It is not asked again for 1, 2, 4, ... and at most 64 windows,
+    unless things get worse by themselves: a search for moves costs a hundred times what the rest of a decision
+    does, the best shares as much as all the rest of it.
 
     Attributes:
         reason: in words.
-        by_shares: the imbalance that shares reached then.
+        level: the imbalance then.
         regime_step: since when traffic was as it was.
         times: how often in a row.
-        wait: windows to come before the next search.
+        wait: windows to come before it is asked again.
     """
 
     reason: str
-    by_shares: float
+    level: float
     regime_step: int
     times: int
     wait: int
+
+    @classmethod
+    def after(cls, last: Rest | None, reason: str, level: float, regime_step: int) -> Rest:
+        """The rest behind an answer given now; ``last``: the one before it, None where that was another."""
+        times = 1 if last is None else last.times + 1
+        return cls(reason, level, regime_step, times, min(2 ** (times - 1), _LONGEST_REST) + 1)
+
+    def lasts(self, level: float, worse: float, regime_step: int) -> bool:
+        """Whether it is too early to ask again: traffic is the same, and ``level`` no higher by ``worse`` than
+        it was."""
+        return self.wait > 0 and regime_step == self.regime_step and level < self.level + worse
+
+    def shorter(self) -> Rest:
+        """This, a window later."""
+        return replace(self, wait=self.wait - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +81,8 @@ class Past:
         promised: the imbalance that the newest plan promised; None before the first.
         open: moves of which it is not known yet what they brought.
         kept: (promised, true) gain of the newest 8 plans with moves.
-        refusal: the newest search for moves, where it found none.
+        refusal: the newest search for moves, where it found none; by the imbalance that shares reach.
+        calm: the newest decision, where that was to do nothing; by the imbalance in force.
     """
 
     glimpses: tuple[Glimpse, ...] = ()
@@ -73,7 +93,8 @@ class Past:
     promised: float | None = None
     open: Promise | None = None
     kept: tuple[tuple[float, float], ...] = ()
-    refusal: Refusal | None = None
+    refusal: Rest | None = None
+    calm: Rest | None = None
 
     def with_window(self, window: HeatWindow, most: int) -> Past:
         """This and ``window``; at most ``most`` windows are kept. A window without heat leaves no trace: an
@@ -82,9 +103,8 @@ class Past:
         if not heat_LE.any():
             return self
         glimpse = Glimpse.of(window, self.glimpses[-1] if self.glimpses else None)
-        past = replace(self, glimpses=(*self.glimpses, glimpse)[-most:])
-        if past.refusal is not None:
-            past = replace(past, refusal=replace(past.refusal, wait=past.refusal.wait - 1))
+        refusal, calm = (rest and rest.shorter() for rest in (self.refusal, self.calm))
+        past = replace(self, glimpses=(*self.glimpses, glimpse)[-most:], refusal=refusal, calm=calm)
         if self.regime_LE is None:
             return replace(past, regime_LE=heat_LE, regime_step=window.start_step)
         if not is_change(self.regime_LE, heat_LE, float(scatter_of(past.glimpses).max())):
@@ -102,26 +122,19 @@ class Past:
     def with_plan(self, promised: float, moved: Promise | None) -> Past:
         """This and a plan decided now."""
         refusal = self.refusal if moved is None else None
-        return replace(
-            self, plans=self.plans + 1, promised=promised, open=moved or self.open, refusal=refusal
-        )
+        open_ = moved or self.open
+        return replace(self, plans=self.plans + 1, promised=promised, open=open_, refusal=refusal, calm=None)
 
     def with_refusal(self, reason: str, by_shares: float) -> Past:
         """This and a search just made that found no moves worth it."""
-        times = 1 if self.refusal is None else self.refusal.times + 1
-        wait = min(2 ** (times - 1), _KEPT) + 1
-        return replace(self, refusal=Refusal(reason, by_shares, self.regime_step, times, wait))
+        return replace(self, refusal=Rest.after(self.refusal, reason, by_shares, self.regime_step))
 
-    def rests(self, by_shares: float, worse: float) -> bool:
-        """Whether it is too early to search for moves again: shares reach no imbalance higher by ``worse``
-        than they did then, and traffic is the same."""
-        last = self.refusal
-        return (
-            last is not None
-            and last.wait > 0
-            and last.regime_step == self.regime_step
-            and by_shares < last.by_shares + worse
-        )
+    def with_calm(self, reason: str, level: float) -> Past:
+        """This and a decision just made to do nothing. It rests no longer than a search for moves that does."""
+        calm = Rest.after(self.calm, reason, level, self.regime_step)
+        if self.refusal is not None and self.refusal.wait > 0:
+            calm = replace(calm, wait=min(calm.wait, self.refusal.wait))
+        return replace(self, calm=calm)
 
     def with_outcome(self, placement: Placement, gain: Callable[[Placement], float]) -> Past:
         """This in a window without moves under way: what open moves brought, by ``gain`` over what the slots

@@ -9,6 +9,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray
 from isotherm.placement import Placement, rank_loads
+from isotherm.planner.bounds import imbalance_bound
 from isotherm.planner.outlook.held_out import Gain, Served, held_out_gain
 from isotherm.planner.outlook.outlook import Case
 from isotherm.planner.served.objective import Objective
@@ -52,6 +53,12 @@ class Trial:
         return self.imbalance(self.cases[0].heat_LE, self.placement, self.shares)
 
     @cached_property
+    def level(self) -> float:
+        """The worst imbalance of all cases as they are served now."""
+        others = [self.imbalance(case.heat_LE, self.placement, self.shares) for case in self.cases[1:]]
+        return max([self.as_is, *others])
+
+    @cached_property
     def new_shares(self) -> FloatArray:
         """The best shares for the forecast while weights stay, float64 [layers, slots]."""
         return self.objective.shares(self.cases[0].heat_LE, self.placement)
@@ -72,8 +79,10 @@ class Trial:
         ``max_imbalance`` are changed."""
         heat_LE = self.cases[0].heat_LE
         peak_L = self.loads(heat_LE, self.placement, self.new_shares).max(axis=1)
-        mean_L = self.objective.weights(heat_LE).sum(axis=1) / self.topology.ranks
-        above_L = np.where(peak_L > max_imbalance * mean_L, peak_L - mean_L, 0.0)
+        weight_LE = self.objective.weights(heat_LE)
+        mean_L = weight_LE.sum(axis=1) / self.topology.ranks
+        least_L = imbalance_bound(weight_LE, self.topology) * mean_L
+        above_L = np.where(peak_L > max_imbalance * mean_L, np.maximum(peak_L - least_L, 0.0), 0.0)
         return float(above_L.sum() / mean_L.sum()) if mean_L.any() else 0.0
 
     def worst(self, placement: Placement) -> float:
@@ -84,16 +93,15 @@ class Trial:
         """What new shares gain on the newer half of the forecast, found on its older half."""
         case = self.cases[0]
         in_force = Served(self.placement, self.objective.units(self.placement, self.shares))
-        new = self._fitted(self.placement, case)
-        return self._gain(case, in_force, new)
+        return self._gain(case, in_force, self._fitted_now[0])
 
     def move_gain(self, placement: Placement) -> Gain:
         """What a placement found on the older halves gains on the newer ones over the present one, both with
         shares found on the older: in the worst case of each, with the largest error of all."""
-        gains = []
-        for case in self.cases:
-            old, new = (self._fitted(each, case) for each in (self.placement, placement))
-            gains.append(self._gain(case, old, new))
+        gains = [
+            self._gain(case, old, self._fitted(placement, case))
+            for case, old in zip(self.cases, self._fitted_now, strict=True)
+        ]
         worst = max(gain.old for gain in gains), max(gain.new for gain in gains)
         return Gain(*worst, max(gain.error for gain in gains))
 
@@ -103,6 +111,11 @@ class Trial:
         before, after = (self.loads(worst.heat_LE, each).max(axis=1) for each in (self.placement, placement))
         mean = float(self.objective.weights(worst.heat_LE).sum()) / self.topology.ranks
         return np.asarray((before - after) / mean)
+
+    @cached_property
+    def _fitted_now(self) -> tuple[Served, ...]:
+        """The present placement with the shares found on the older half of each case."""
+        return tuple(self._fitted(self.placement, case) for case in self.cases)
 
     def _gain(self, case: Case, old: Served, new: Served) -> Gain:
         weight_LE = self.objective.weights(np.ones_like(case.newer_LE))
