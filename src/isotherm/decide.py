@@ -26,8 +26,8 @@ from isotherm.window import KINDS, HeatWindow, layer_imbalance
 Action = Literal["nothing", "shares", "moves"]
 
 _SHARES_GAIN = 0.002
-"""New shares are sent when they lower the overall imbalance by at least this: they cost a message. Where there
-was nothing to do, there is nothing to do while the imbalance rose by less."""
+"""New shares are sent when they lower the overall imbalance by at least this: they cost a message. Where
+there was nothing to do, there is nothing to do while the imbalance rose by less."""
 
 _WORSE = 0.01
 """A search for moves that rests is made at once where the imbalance that shares reach rose by this."""
@@ -100,8 +100,8 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     only where shares alone cannot do it, and where the step time saved while traffic may stay as it is
     outweighs the time that the bytes take; layers that do not pay for theirs are left out.
 
-    Where the answer was to do nothing, it is not sought again for 1, 2, 4, ... windows, as long as traffic and
-    imbalance are what they were: most windows of steady traffic cost a twentieth of a search.
+    Where the answer was to do nothing, it is not sought again for 1, 2, 4, ... windows, as long as traffic
+    and imbalance are what they were: most windows of steady traffic cost a twentieth of a search.
 
     Raises:
         PlanRefusedError: policy or forecast returned what breaks an invariant.

@@ -35,8 +35,8 @@ class Promise:
 @dataclass(frozen=True, eq=False)
 class Rest:
     """A question that was answered with no. It is not asked again for 1, 2, 4, ... and at most 64 windows,
-    unless things get worse by themselves: a search for moves costs a hundred times what the rest of a decision
-    does, the best shares as much as all the rest of it.
+    unless things get worse by themselves: a search for moves costs a hundred times what looking at a window
+    does, the best shares as much again.
 
     Attributes:
         reason: in words.
@@ -59,8 +59,8 @@ class Rest:
         return cls(reason, level, regime_step, times, min(2 ** (times - 1), _LONGEST_REST) + 1)
 
     def lasts(self, level: float, worse: float, regime_step: int) -> bool:
-        """Whether it is too early to ask again: traffic is the same, and ``level`` no higher by ``worse`` than
-        it was."""
+        """Whether it is too early to ask again: traffic is the same, and ``level`` rose by less than
+        ``worse``."""
         return self.wait > 0 and regime_step == self.regime_step and level < self.level + worse
 
     def shorter(self) -> Rest:
@@ -130,7 +130,7 @@ class Past:
         return replace(self, refusal=Rest.after(self.refusal, reason, by_shares, self.regime_step))
 
     def with_calm(self, reason: str, level: float) -> Past:
-        """This and a decision just made to do nothing. It rests no longer than a search for moves that does."""
+        """This and a decision just made to do nothing. It rests no longer than a search for moves does."""
         calm = Rest.after(self.calm, reason, level, self.regime_step)
         if self.refusal is not None and self.refusal.wait > 0:
             calm = replace(calm, wait=min(calm.wait, self.refusal.wait))
