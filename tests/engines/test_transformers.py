@@ -69,8 +69,8 @@ def against_stock(rank):
     return error, same, padded, steps, heat, tokens, ids.numel()
 
 
-def test_logits_generation_padding_and_counts_against_stock(tmp_path):
-    for error, same, padded, steps, heat, tokens, size in run_ranks(against_stock, 2, tmp_path):
+def test_logits_generation_padding_and_counts_against_stock(ranks):
+    for (error, same, padded, steps, heat, tokens, size), _ in ranks:
         assert error < 1e-5
         assert padded < 1e-5
         assert same
@@ -104,8 +104,18 @@ def on_and_off(rank):
     return all(map(torch.equal, on, off)), statistics
 
 
-def test_every_logit_is_equal_bit_for_bit_with_balancing_on_and_off(tmp_path):
-    for equal, statistics in run_ranks(on_and_off, 2, tmp_path):
+def both(rank):
+    return against_stock(rank), on_and_off(rank)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """One start of two processes for both: it costs more than they do."""
+    return run_ranks(both, 2, tmp_path_factory.mktemp("ranks"))
+
+
+def test_every_logit_is_equal_bit_for_bit_with_balancing_on_and_off(ranks):
+    for _, (equal, statistics) in ranks:
         assert equal
         assert statistics.moves > 0
         assert statistics.waits == 0

@@ -48,7 +48,7 @@ def dispatch_tokens(
 
     A collective: every rank of ``group`` calls it once per layer, with any number of tokens. Pairs with
     a negative slot are computed nowhere and add nothing. The results of a token are added in the order of
-    its choices.
+    its choices, in the wider of the dtypes of ``hidden_TH`` and ``weights_TK``.
     """
     tokens, top_k = slots_TK.shape
     flat = slots_TK.reshape(-1)
@@ -70,10 +70,12 @@ def dispatch_tokens(
     rows = hidden_TH.new_zeros(tokens * top_k, hidden_TH.shape[1])
     rows[order] = returned
     rows_TKH = rows.view(tokens, top_k, -1)
-    output = torch.zeros_like(hidden_TH)
+    output = hidden_TH.new_zeros(
+        hidden_TH.shape, dtype=torch.promote_types(hidden_TH.dtype, weights_TK.dtype)
+    )
     for choice in range(top_k):
         output += rows_TKH[:, choice] * weights_TK[:, choice, None]
-    return Dispatched(output, received_GS.sum(0), expert_seconds)
+    return Dispatched(output.to(hidden_TH.dtype), received_GS.sum(0), expert_seconds)
 
 
 def _compute(arrived: torch.Tensor, received_GS: torch.Tensor, experts: ExpertFunction) -> torch.Tensor:

@@ -1,32 +1,35 @@
-"""Hugging Face MoE models made expert-parallel and balanced, through transformers' experts interface."""
+"""A model whose experts are spread over the ranks of a group: its steps, its weights, and how it is made."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedModel
 
 from isotherm.balancer import Balancer
 from isotherm.config import Config
 from isotherm.control import Span, no_span
 from isotherm.engines.dispatch import dispatch_tokens
-from isotherm.errors import MissingExtraError
+from isotherm.engines.transformers.experts import (
+    compute_through,
+    expert_tensors,
+    find_experts,
+    keep_slots,
+    moe_shape,
+    outside_graphs,
+    slot_function,
+)
+from isotherm.engines.transformers.logical import LogicalWeights
 from isotherm.mover import HostTransport, Transport
 from isotherm.placement import Placement
-from isotherm.topology import MoEShape, Topology
-
-try:
-    from transformers import PreTrainedModel
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-except ModuleNotFoundError as error:
-    raise MissingExtraError("transformers", "transformers") from error
-
-_IMPLEMENTATION = "isotherm"
+from isotherm.topology import Topology
 
 
 @dataclass
@@ -56,14 +59,21 @@ class ExpertMeter:
 class ExpertParallelModel:
     """A model whose experts are spread over the ranks of a group.
 
-    ``model`` is called as before; each call is one step of the balancer, so every rank makes the same
-    number of calls, with any inputs of its own; a rank without work calls ``dummy_step``. Rows that an
-    ``attention_mask`` [batch, length] marks 0 are padding: not computed by experts, not counted.
+    ``model`` is called as before, `generate` included; each call of it is one step of the balancer, so every
+    rank makes the same number of calls, with any inputs of its own. A rank without work calls
+    ``dummy_step``; ranks that generate different numbers of tokens pass ``synced_gpus=True``, and those that
+    have ended then go on with the others. Rows that an ``attention_mask`` [batch, length] marks 0 are
+    padding: not computed by experts, not counted.
+
+    ``torch.compile`` compiles what lies between the MoE layers; ``fullgraph=True`` is refused by it, since
+    tokens that travel between ranks are no part of a graph.
     """
 
     model: PreTrainedModel
     balancer: Balancer
     meter: ExpertMeter
+    _weights: LogicalWeights
+    _group: dist.ProcessGroup
     _handles: list[Any] = field(default_factory=list)
     _dummy: bool = False
     _decode: bool = False
@@ -78,6 +88,35 @@ class ExpertParallelModel:
         finally:
             self._dummy = False
 
+    def gather_state_dict(self, rank: int = 0) -> dict[str, torch.Tensor]:
+        """The state dict of the stock model, bit for bit: on ``rank`` of the group, empty on the others.
+
+        Weights of experts are copies in host memory, stacked by expert; all others are the model's own. A
+        collective between steps, on every rank; weights may be on their way to other slots meanwhile.
+        """
+        return self._weights.gather(rank)
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], timeout_seconds: float = 60.0) -> None:
+        """Replaces all weights by those of a stock state dict, wherever their experts live now. Between
+        steps, on every rank, with the same ``state``; waits for the other ranks.
+
+        Raises:
+            ValueError: names other than those of the stock model's state dict.
+            LinkError: not every rank made this call in time. Nothing moves until all have.
+        """
+        self._weights.put_back(state, timeout_seconds)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint that the stock model's ``from_pretrained`` loads: configuration and weights by
+        expert. A collective between steps, on every rank; rank 0 of the group writes, and the others return
+        when it has."""
+        try:
+            state = self.gather_state_dict()
+            if state:
+                self.model.save_pretrained(folder, state_dict=state)
+        finally:
+            dist.barrier(self._group)
+
     def close(self) -> None:
         """Ends balancing, on every rank. The model stays expert-parallel with the placement as it is,
         but can no longer be called."""
@@ -85,16 +124,19 @@ class ExpertParallelModel:
             handle.remove()
         self.balancer.close()
 
+    @outside_graphs
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        length = ids.shape[-1]
+        tokens_BL = _tokens_of(args, kwargs)
+        length = tokens_BL.shape[1]
         mask = kwargs.get("attention_mask")
-        num_tokens = 0 if self._dummy else ids.numel()
+        num_tokens = 0 if self._dummy else tokens_BL.numel()
         self._padding_T = None
-        if mask is not None and mask.dim() == 2 and not self._dummy:
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not self._dummy:
             # Columns of earlier tokens stand before those of this call.
-            self._padding_T = (mask[:, -length:] == 0).reshape(-1)
-            num_tokens -= int(self._padding_T.sum())
+            padding_T = (mask[:, -length:] == 0).reshape(-1)
+            if padded := int(padding_T.sum()):
+                self._padding_T = padding_T
+                num_tokens -= padded
         self._decode = length == 1
         with self.meter.in_isotherm():
             self.balancer.begin_step(num_tokens, num_decode_tokens=num_tokens if self._decode else 0)
@@ -111,6 +153,7 @@ class ExpertParallelModel:
                 layer, ids_TK, num_tokens=rows, num_decode_tokens=rows if self._decode else 0
             )
 
+    @outside_graphs
     def _end(self, module: Any, args: Any, output: Any) -> None:
         with self.meter.in_isotherm():
             self.balancer.end_step()
@@ -124,53 +167,57 @@ def parallelize(
     control_group: dist.ProcessGroup | None = None,
     config: Config | None = None,
     placement: Placement | None = None,
+    top_k: int | None = None,
     inline: bool = False,
     transport: Callable[..., Transport] = HostTransport,
     span: Span = no_span,
 ) -> ExpertParallelModel:
     """Spreads the experts of ``model`` over the ranks of ``group`` and balances them. In place.
 
-    Each rank keeps the weights of its own slots only; everything else of the model is untouched. Called
-    on every rank with equal weights.
+    Each rank keeps the weights of its own slots only; everything else of the model, shared experts
+    included, is untouched. Called on every rank with equal weights.
+
+    Answers are those of the same engine with balancing off, bit for bit: an expert's row is computed alike
+    wherever it is computed, and a token's results are added in the order of its choices.
 
     Args:
-        model: loaded, in eval mode, any family whose experts use transformers' experts interface with
-            gated, bias-free, untransposed experts (Qwen3-MoE is tested).
+        model: loaded, in eval mode; any family whose experts use transformers' experts interface, with or
+            without gate, biases, transposed weights or a norm behind the experts. docs/engines.md lists what
+            is tested.
         group: carries the tokens; all ranks of ``topology``.
         control_group: a gloo group for the balancer alone; None: one is made (every rank of the world
             must call this).
+        top_k: experts that a token chooses; None: what the configuration or the routers say.
         topology, config, placement, inline, transport, span: as for `Balancer`.
 
     Raises:
-        ValueError: a model without MoE layers, or with experts of a kind that is not supported.
+        ValueError: a model without MoE layers, with quantised experts, or with layers whose experts differ.
         PeerMismatchError: a rank was started with another configuration.
     """
-    modules = expert_modules(model)
-    shape = moe_shape(model)
+    modules = find_experts(model)
+    shape = moe_shape(model, top_k=top_k)
     topology.check_holds(shape.experts)
     placement = placement or Placement.default(shape, topology)
-    rank = dist.get_rank(group)
-    local = slice(rank * topology.slots_per_rank, (rank + 1) * topology.slots_per_rank)
-    for layer, module in enumerate(modules):
-        _keep_slots(module, placement.slot_to_expert[layer, local].tolist())
+    first = dist.get_rank(group) * topology.slots_per_rank
+    for layer, module in enumerate(modules.values()):
+        keep_slots(module, placement.slot_to_expert[layer, first : first + topology.slots_per_rank].tolist())
     if control_group is None:
         control_group = dist.new_group(dist.get_process_group_ranks(group), backend="gloo")
     balancer = Balancer(
         shape,
         topology,
         group=control_group,
-        weights=[dict(module.named_parameters()) for module in modules],
+        weights=[expert_tensors(module) for module in modules.values()],
         placement=placement,
         config=config,
         inline=inline,
         transport=transport,
         span=span,
     )
-    parallel = ExpertParallelModel(model, balancer, ExpertMeter([0] * shape.layers))
-    for layer, module in enumerate(modules):
-        object.__setattr__(module, "_isotherm", _layer_forward(parallel, module, layer, group))
-    ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _experts_forward)
-    model.set_experts_implementation(_IMPLEMENTATION)
+    weights = LogicalWeights(model, modules, balancer, group)
+    parallel = ExpertParallelModel(model, balancer, ExpertMeter([0] * shape.layers), weights, group)
+    forwards = {m: _layer_forward(parallel, m, layer) for layer, m in enumerate(modules.values())}
+    compute_through(model, forwards)
     parallel._handles += [
         model.register_forward_pre_hook(parallel._begin, with_kwargs=True),
         model.register_forward_hook(parallel._end, always_call=True),
@@ -178,63 +225,20 @@ def parallelize(
     return parallel
 
 
-def expert_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The modules that hold the experts of each MoE layer, in the model's order.
-
-    Raises:
-        ValueError: there are none, or they are of a kind that is not supported.
-    """
-    modules = [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
-    if not modules:
-        raise ValueError(
-            f"{type(model).__name__} has no MoE layer with transformers' experts interface: choose a "
-            "Mixture-of-Experts model, such as Qwen3MoeForCausalLM"
-        )
-    for module in modules:
-        supported = module.has_gate and not (
-            module.has_bias or module.is_transposed or module.has_post_expert_norm
-        )
-        if not supported:
-            raise ValueError(
-                f"{type(module).__name__}: experts with biases, without a gate, transposed or with a "
-                "norm behind them are not supported yet; choose a model of the Qwen3-MoE kind"
-            )
-    return modules
-
-
-def moe_shape(model: PreTrainedModel) -> MoEShape:
-    """The MoE layers of ``model``, named by the model's own layer numbers."""
-    modules = {id(module) for module in expert_modules(model)}
-    ids = []
-    for name, module in model.named_modules():
-        if id(module) in modules:
-            ids.append(next(int(part) for part in name.split(".") if part.isdigit()))
-    first: Any = expert_modules(model)[0]
-    top_k = model.config.get_text_config().num_experts_per_tok
-    return MoEShape(layers=len(ids), experts=int(first.num_experts), top_k=int(top_k), layer_ids=tuple(ids))
-
-
-def _keep_slots(module: torch.nn.Module, experts: list[int]) -> None:
-    """Replaces weights by expert with weights by local slot."""
-    for name, parameter in list(module.named_parameters(recurse=False)):
-        slots = parameter.detach()[experts].clone()
-        setattr(module, name, torch.nn.Parameter(slots, requires_grad=False))
-
-
-def _experts_forward(module: Any, *args: torch.Tensor) -> torch.Tensor:
-    """What transformers calls in place of the experts' own forward."""
-    output: torch.Tensor = module._isotherm(*args)
-    return output
+def _tokens_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """[batch, length], one number for each token: its id, or the first of its embedding."""
+    ids: torch.Tensor | None = args[0] if args else kwargs.get("input_ids")
+    if ids is not None:
+        return ids
+    embeds_BLH: torch.Tensor = kwargs["inputs_embeds"]
+    return embeds_BLH[..., 0]
 
 
 def _layer_forward(
-    parallel: ExpertParallelModel, module: Any, layer: int, group: dist.ProcessGroup
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    topology, meter = parallel.balancer.topology, parallel.meter
-
-    def experts(tiles: torch.Tensor, slot: int) -> torch.Tensor:
-        gate_up = torch.bmm(tiles, _per_tile(module.gate_up_proj[slot], len(tiles)))
-        return torch.bmm(module._apply_gate(gate_up), _per_tile(module.down_proj[slot], len(tiles)))
+    parallel: ExpertParallelModel, module: torch.nn.Module, layer: int
+) -> Callable[..., torch.Tensor]:
+    topology, meter, group = parallel.balancer.topology, parallel.meter, parallel._group
+    experts = slot_function(module)
 
     def forward(
         hidden_TH: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -243,7 +247,7 @@ def _layer_forward(
         done = dispatch_tokens(
             hidden_TH,
             slots_TK,
-            top_k_weights.to(hidden_TH.dtype),
+            top_k_weights,
             experts,
             ranks=topology.ranks,
             slots_per_rank=topology.slots_per_rank,
@@ -254,8 +258,3 @@ def _layer_forward(
         return done.output
 
     return forward
-
-
-def _per_tile(weight: torch.Tensor, tiles: int) -> torch.Tensor:
-    """The transposed weight once per tile, without a copy."""
-    return weight.t().unsqueeze(0).expand(tiles, -1, -1)
