@@ -81,7 +81,7 @@ def test_the_operator_says_what_it_does(tokens):
     router = counted.router
     ids, state = random_ids(rng, tokens, 16, 4), torch.tensor((3, 0, tokens, 1))
     heat, received = (torch.zeros(t.shape, dtype=torch.int32) for t in (counted.heat, counted.received))
-    torch.library.opcheck(ops.map_and_count, (ids, state, router._block, heat, received, 1, 1, 2))
+    torch.library.opcheck(ops.map_and_count, (ids, state, router._block, heat, received, 1, 1, 2, 0))
 
 
 def test_the_device_path_of_a_router_gives_the_same_slots_and_counts():

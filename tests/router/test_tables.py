@@ -96,7 +96,7 @@ def test_tables_that_do_not_fit_are_refused_and_cost_no_buffer():
     _, _, others = random_tables(rng, 8, 17)
     router = Counted(tables).router
     for _ in range(3):
-        with pytest.raises(ValueError, match="8 experts and 17 slots given, this router has 2, 8 and 16"):
+        with pytest.raises(ValueError, match=r"17 slots and 0 ranks to level .* 2, 8, 16 and 0"):
             router.try_stage(others)
     assert router.try_stage(tables) is not None
 

@@ -27,7 +27,7 @@ def map_and_count(
     step, first_token, num_tokens, num_decode = (
         number.reshape(()) if isinstance(number, torch.Tensor) else number for number in numbers
     )
-    offsets_E1, slots_P, ends_P, _, _ = tables
+    offsets_E1, slots_P, ends_P, *_ = tables
     experts = len(offsets_E1) - 1
     flat = ids_TK.reshape(-1).long()
     valid = (flat >= 0) & (flat < experts)

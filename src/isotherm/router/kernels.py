@@ -7,7 +7,8 @@ Pairs outside of ``[first, stop)`` are not this rank's, or padding: mapped, not 
 
 Most experts have one replica with a share, so what they need is known when the tables are loaded
 (`tables.fill_whole`): ``whole_E`` holds the slot in its low half and more tokens than ever come in its high
-half. For the others, ``split_E1``, the high half is 0, and each batch finds out how many each replica takes.
+half. For the others, ``split_E1``, the high half is 0, and each batch finds out how many each replica takes:
+by ordinal as above, or, with ``RANKS``, as many as level this batch (`level_kernels`).
 """
 
 from __future__ import annotations
@@ -18,35 +19,35 @@ import numpy as np
 
 from isotherm.counting import ONE_MORE, THREE_MORE, TWO_MORE, count_pairs
 from isotherm.jit import int32_at, int64_at, kernel, likely
+from isotherm.router.level_kernels import level_batch
 from isotherm.router.rounding import MASK, RANK_STRIDE, STEP_STRIDE
 from isotherm.router.tables import ONE
+from isotherm.router.words import (
+    BASE,
+    DECODE_E,
+    ENDS_P,
+    EXPERTS,
+    FIRST_E,
+    LENGTH_P,
+    MIDDLE_E,
+    OFFSETS_E1,
+    PREFILL_E,
+    RANKS,
+    RECEIVED_P,
+    ROW_E,
+    SEEN_E,
+    SLOTS,
+    SLOTS_P,
+    SPLIT_E1,
+    STATE_E,
+    STOP_E,
+    WHOLE_E,
+    WORDS,
+)
 
 FEW = 2
 """Batches with fewer pairs than experts / FEW are mapped pair by pair: a pass over all experts would cost
 more than they do."""
-
-# Words of a call: what is the same in every call of a layer and lane. `HostCalls` fills them.
-(
-    EXPERTS,
-    SLOTS,
-    BASE,
-    OFFSETS_E1,
-    SLOTS_P,
-    ENDS_P,
-    WHOLE_E,
-    SPLIT_E1,
-    PREFILL_E,
-    DECODE_E,
-    RECEIVED_P,
-    STATE_E,
-    SEEN_E,
-    FIRST_E,
-    MIDDLE_E,
-    STOP_E,
-    ROW_E,
-    LENGTH_P,
-) = range(18)
-WORDS = 18
 
 
 @kernel
@@ -168,6 +169,8 @@ def _map_many(
     for expert in range(experts):
         # As if the first replica received all; what others receive is taken from it below.
         received_P[np.uint64(whole_E[expert] & MASK)] += stop_E[expert] - first_E[expert]
+    if call[RANKS] > 0:
+        level_batch(call, len(ids), base)
     _split(call, stop_E, base)
     for expert in range(experts):
         seen_E[expert] = 0
@@ -204,9 +207,10 @@ def _count_kinds(call: np.ndarray, ids: np.ndarray, first: int, middle: int, sto
 
 @kernel
 def _split(call: np.ndarray, stop_E: np.ndarray, base: int) -> None:
-    """For the experts with several replicas: how many tokens of the batch each takes, and how many of
-    these are real. A replica's real tokens are what its interval has in common with that of real ordinals."""
-    experts, num_slots = call[EXPERTS], call[SLOTS]
+    """For the experts with several replicas: how many tokens of the batch each takes, unless `level_batch`
+    has said so, and how many of these are real. A replica's real tokens are what its interval has in common
+    with that of real ordinals."""
+    experts, num_slots, is_level = call[EXPERTS], call[SLOTS], call[RANKS] > 0
     offsets_E1, split_E1 = int32_at(call[OFFSETS_E1], experts + 1), int32_at(call[SPLIT_E1], experts + 1)
     slots_P, ends_P = int32_at(call[SLOTS_P], num_slots), int64_at(call[ENDS_P], num_slots)
     length_P, received_P = int32_at(call[LENGTH_P], num_slots), int32_at(call[RECEIVED_P], num_slots)
@@ -222,7 +226,7 @@ def _split(call: np.ndarray, stop_E: np.ndarray, base: int) -> None:
         received_P[np.uint64(whole_E[expert])] -= real_to - real_from
         begin = np.int64(0)
         for row in range(np.uint64(offsets_E1[expert]), np.uint64(offsets_E1[expert + np.uint64(1)])):
-            end = (ends_P[row] * count + offset) >> 32
+            end = begin + length_P[row] if is_level else (ends_P[row] * count + offset) >> 32
             length_P[row] = end - begin
             if begin == 0 and end > 0:
                 row_E[expert] = row

@@ -17,17 +17,19 @@ class LayerTables(NamedTuple):
     slots_P: torch.Tensor
     ends_P: torch.Tensor
     whole_E: torch.Tensor
+    others_G: torch.Tensor
     split_E1: torch.Tensor
 
 
 class TableViews(NamedTuple):
     """Tables of all layers as tensors: the arrays of `RoutingTables`, and for a CPU what its kernel would
-    else find out for each batch (`tables.fill_whole`); elsewhere these have no columns."""
+    else find out for each batch (`tables.fill_whole`); elsewhere ``whole`` and ``split`` have no columns."""
 
     offsets_LE1: torch.Tensor
     slots_LP: torch.Tensor
     ends_LP: torch.Tensor
     whole_LE: torch.Tensor
+    others_LG: torch.Tensor
     split_LE1: torch.Tensor
 
     def layer(self, layer: int) -> LayerTables:
@@ -37,17 +39,19 @@ class TableViews(NamedTuple):
 @dataclass(frozen=True)
 class TablesLayout:
     """The places of the tables in a block of bytes, the widest first, since the block is aligned for
-    them. ``on_host``: with what the CPU's kernel wants besides."""
+    them. ``on_host``: with what the CPU's kernel wants besides. ``ranks``: those whose loads each batch
+    levels, 0 where it is split by shares."""
 
     layers: int
     experts: int
     slots: int
     on_host: bool
+    ranks: int = 0
 
     @classmethod
     def of(cls, tables: RoutingTables, on_host: bool) -> TablesLayout:
         layers, slots = tables.slots.shape
-        return cls(layers, tables.offsets.shape[1] - 1, slots, on_host)
+        return cls(layers, tables.offsets.shape[1] - 1, slots, on_host, tables.others.shape[1])
 
     @property
     def _columns(self) -> dict[str, tuple[torch.dtype, int]]:
@@ -55,6 +59,7 @@ class TablesLayout:
         return {
             "ends_LP": (torch.int64, self.slots),
             "whole_LE": (torch.int64, self.experts * self.on_host),
+            "others_LG": (torch.int64, self.ranks),
             "offsets_LE1": (torch.int32, self.experts + 1),
             "slots_LP": (torch.int32, self.slots),
             "split_LE1": (torch.int32, (self.experts + 1) * self.on_host),
@@ -82,10 +87,14 @@ class TablesLayout:
         given = TablesLayout.of(tables, self.on_host)
         if given != self:
             raise ValueError(
-                f"tables for {given.layers} layers, {given.experts} experts and {given.slots} slots given, "
-                f"this router has {self.layers}, {self.experts} and {self.slots}: build them for one model"
+                f"tables for {given.layers} layers, {given.experts} experts, {given.slots} slots and "
+                f"{given.ranks} ranks to level given, this router has {self.layers}, {self.experts}, "
+                f"{self.slots} and {self.ranks}: build them for one model, all in one way"
             )
-        offsets_LE1, slots_LP, ends_LP, whole_LE, split_LE1 = (view.numpy() for view in self.views(block))
+        offsets_LE1, slots_LP, ends_LP, whole_LE, others_LG, split_LE1 = (
+            view.numpy() for view in self.views(block)
+        )
         offsets_LE1[...], slots_LP[...], ends_LP[...] = tables.arrays
+        others_LG[...] = tables.others
         if self.on_host:
             fill_whole(tables, whole_LE, split_LE1)

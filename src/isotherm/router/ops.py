@@ -28,11 +28,12 @@ def map_and_count(
     layer: int,
     micro_batch: int,
     rank: int,
+    ranks: int,
 ) -> torch.Tensor:
     """The slots of contiguous int64 or int32 ids; counts are added in place. ``block`` holds the tables
-    (`TablesLayout`), whose shape is that of the totals."""
+    (`TablesLayout`), whose shape is that of the totals, and ``ranks``."""
     _, _, layers, experts = heat_MKLE.shape
-    layout = TablesLayout(layers, experts, received_MLP.shape[2], ids_TK.device.type == "cpu")
+    layout = TablesLayout(layers, experts, received_MLP.shape[2], ids_TK.device.type == "cpu", ranks)
     tables = layout.views(block).layer(layer)
     base = rounding_base(layer, 0, rank, micro_batch)
     counts = heat_MKLE[micro_batch, :, layer], received_MLP[micro_batch, layer]
@@ -51,6 +52,7 @@ def _(
     layer: int,
     micro_batch: int,
     rank: int,
+    ranks: int,
 ) -> torch.Tensor:
     return torch.empty_like(ids_TK)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 
 from isotherm.numbers import Number, on_host
@@ -14,6 +16,9 @@ from isotherm.router.tables import RoutingTables
 from isotherm.status import Memory
 from isotherm.streams import Backend
 from isotherm.topology import MoEShape, Topology
+
+Dispatch = Literal["sender", "replicated"]
+"""Who decides a token's slot: the rank that owns it; or every rank, which maps all and keeps its part."""
 
 WARM_DTYPES = (torch.int64, torch.int32)
 """Ids of these are mapped as they are, others by way of int64."""
@@ -29,6 +34,14 @@ class Router:
 
     ``load`` and ``route`` are called on the engine's threads, in its stream's order: a batch is mapped
     by one table, wholly. ``try_stage`` is called on one other thread. None of them waits.
+
+    With ``dispatch="replicated"`` every rank maps the tokens of all ranks in the same order and counts its
+    own (``first_token``, ``num_tokens``). No choice hangs on the rank then, so with equal tables all ranks
+    send each pair to the same slot; that they load tables in the same step is the caller's to see to.
+
+    Raises:
+        ValueError: totals that do not fit the tables; tables that level each batch, on an accelerator; an
+            unknown kind of dispatch.
     """
 
     def __init__(
@@ -39,13 +52,22 @@ class Router:
         backend: Backend,
         heat_MKLE: torch.Tensor,
         received_MLP: torch.Tensor,
+        dispatch: Dispatch = "sender",
     ) -> None:
-        self._rank = rank
+        if dispatch not in get_args(Dispatch):
+            raise ValueError(f"dispatch={dispatch!r} is unknown: choose sender or replicated")
+        self._rank = rank if dispatch == "sender" else 0  # as part of the rounding: the same everywhere
         self._heat_MKLE, self._received_MLP = heat_MKLE, received_MLP
         self._slots = tables.slots.shape[1]
         on_host = backend.device.type == "cpu"
         layout = TablesLayout.of(tables, on_host)
         _check_totals(layout, heat_MKLE, received_MLP)
+        if layout.ranks and not on_host:
+            raise ValueError(
+                f"tables that level each batch given for {backend.device}: only the CPU's kernel does that; "
+                "build them without others_LG"
+            )
+        self._ranks = layout.ranks
         block = torch.empty(layout.nbytes, dtype=torch.uint8)
         layout.fill(block, tables)
         self._block = block.to(backend.device)
@@ -57,7 +79,7 @@ class Router:
             for heat_KLE, received_LP in zip(heat_MKLE, received_MLP, strict=True)
         ]
         if on_host:
-            self._calls = HostCalls(views, rank, heat_MKLE, received_MLP)
+            self._calls = HostCalls(views, self._rank, heat_MKLE, received_MLP)
             self._addresses = self._calls.addresses
             self._kernels = host_kernels()
         else:
@@ -74,17 +96,22 @@ class Router:
 
     @staticmethod
     def memory(
-        shape: MoEShape, topology: Topology, micro_batches: int = 1, *, device: torch.device | str = "cpu"
+        shape: MoEShape,
+        topology: Topology,
+        micro_batches: int = 1,
+        *,
+        device: torch.device | str = "cpu",
+        levels_batches: bool = False,
     ) -> Memory:
         """What a router makes on ``device``: its tables, the pinned buffers that new ones come through, and
-        on a CPU the kernel's scratch."""
+        on a CPU the kernel's scratch. ``levels_batches``: with tables that level each batch."""
         on_host = torch.device(device).type == "cpu"
-        layers, experts, slots = shape.layers, shape.experts, topology.slots
-        nbytes = TablesLayout(layers, experts, slots, on_host).nbytes
+        ranks = topology.ranks if levels_batches else 0
+        layout = TablesLayout(shape.layers, shape.experts, topology.slots, on_host, ranks)
         return Memory(
-            device_bytes=nbytes,
-            pinned_bytes=BUFFERS * nbytes,
-            host_bytes=HostCalls.nbytes(layers, experts, slots, micro_batches) if on_host else 0,
+            device_bytes=layout.nbytes,
+            pinned_bytes=BUFFERS * layout.nbytes,
+            host_bytes=HostCalls.nbytes(layout, micro_batches) if on_host else 0,
         )
 
     def try_stage(self, tables: RoutingTables) -> Staged | None:
@@ -117,9 +144,10 @@ class Router:
         """The slot of each (token, expert) pair, same shape and dtype as ``ids_TK``; -1 for an id that
         names no expert (negative, or too large).
 
-        Each replica's count is within 1 of its share of the expert's tokens in this batch. All rows are
-        mapped. Rows ``first_token <= row < first_token + num_tokens`` are this rank's real tokens, and
-        counted; the first ``num_decode`` of these are decode tokens.
+        Each replica's count is within 1 of its share of the expert's tokens in this batch, or, with tables
+        that level each batch, what levels one with more pairs than half the experts. All rows are mapped.
+        Rows ``first_token <= row < first_token + num_tokens`` are this rank's real tokens, and counted; the
+        first ``num_decode`` of these are decode tokens.
 
         Args:
             layer: index of the MoE layer.
@@ -183,6 +211,7 @@ class Router:
             layer,
             micro_batch,
             self._rank,
+            self._ranks,
         )
         return slots_TK.to(ids_TK.dtype)
 

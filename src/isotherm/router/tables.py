@@ -11,6 +11,9 @@ from isotherm.arrays import FloatArray, Int32Array, Int64Array, frozen
 ONE = 1 << 32
 """The whole of an expert's tokens in fixed point: cumulative shares end here."""
 
+OTHERS_ONE = 1 << 20
+"""One token of another rank, for each of this rank's, in fixed point."""
+
 ALL = 1 << 62
 """More tokens than a batch can have, above a slot in the low half."""
 
@@ -25,20 +28,32 @@ class RoutingTables:
         slots: int32 [layers, slots], sorted by expert, then slot; empty slots last.
         ends: int64 [layers, slots]: cumulative share of the replicas of an expert up to and with this
             one, in units of 2^-32. The last replica with a share, and those behind it, end at 2^32.
+        others: int64 [layers, ranks], to level each batch: what each rank receives of the other ranks for
+            each pair of this one, in units of 2^-20. No columns: batches are split by shares alone.
     """
 
     offsets: Int32Array
     slots: Int32Array
     ends: Int64Array
+    others: Int64Array
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """Offsets, slots and ends, in that order."""
+        """Offsets, slots and ends, in that order: what a split by shares needs."""
         return self.offsets, self.slots, self.ends
 
     @classmethod
-    def build(cls, slot_to_expert_LP: Int32Array, shares_LP: FloatArray, experts: int) -> RoutingTables:
+    def build(
+        cls,
+        slot_to_expert_LP: Int32Array,
+        shares_LP: FloatArray,
+        experts: int,
+        others_LG: FloatArray | None = None,
+    ) -> RoutingTables:
         """Tables for these contents (-1: empty) and shares (0: retired).
+
+        With ``others_LG`` each large batch is levelled by its own counts (`level_kernels`): what each rank
+        receives of all other ranks for each pair of this one, [layers, ranks].
 
         Raises:
             ValueError: an expert without a replica that has a share; the message names the layer.
@@ -65,7 +80,13 @@ class RoutingTables:
         total_LP = np.take_along_axis(totals_LE, inner_LP, axis=1)
         ends_LP = np.rint((sums_LP1[:, 1:] - start_LP) / total_LP * ONE).astype(np.int64)
         _close_rows(ends_LP, shares_LP, key_LP)
-        return cls(frozen(offsets_LE1, np.int32), frozen(slots_LP, np.int32), frozen(ends_LP, np.int64))
+        others = np.zeros((layers, 0)) if others_LG is None else np.rint(others_LG * OTHERS_ONE)
+        return cls(
+            frozen(offsets_LE1, np.int32),
+            frozen(slots_LP, np.int32),
+            frozen(ends_LP, np.int64),
+            frozen(others, np.int64),
+        )
 
 
 def _check_served(totals_LE: FloatArray) -> None:
