@@ -124,7 +124,7 @@ def test_a_policy_that_refuses_is_a_row_and_an_error_where_it_is_the_one_in_ques
     def refusing(request):
         return np.zeros((request.layers, request.topology.slots), np.int64)
 
-    monkeypatch.setitem(iso.planner.registry._POLICIES.ours, "refusing", refusing)
+    monkeypatch.setitem(iso.planner.policy.registry._POLICIES.ours, "refusing", refusing)
     found = compare_policies(drifting_windows(2), Cluster(TOPOLOGY))
     row = next(row for row in found.rows if row.policy == "refusing")
     assert "have no slot" in row.refused
