@@ -13,9 +13,20 @@ from isotherm.planner.layers.layer import begin, peak_of, read_experts, set_expe
 from isotherm.planner.layers.load_kernels import make_layer, settle
 from isotherm.planner.layers.log_kernels import new_log
 from isotherm.planner.request import PlanRequest
-from isotherm.planner.search.cut_kernels import EXPERTS, best_replica, new_cut
+from isotherm.planner.search.cut_kernels import (
+    COOL,
+    EXPERTS,
+    best_replica,
+    find_sides,
+    list_experts,
+    list_slots,
+    new_cut,
+    rate_slot,
+    stranded,
+)
+from isotherm.planner.search.cut_kernels import HOT as HOT_SIDE
 from isotherm.planner.search.even_kernels import HOT, Aim, best_replacement, excess, give, rate
-from isotherm.planner.search.exchange_kernels import best_pair
+from isotherm.planner.search.exchange_kernels import best_pair, list_pairs
 from isotherm.planner.search.flow_kernels import replace, surplus
 from isotherm.planner.search.search_kernels import climb, prune, search_layers, trace_layer
 
@@ -136,7 +147,8 @@ def test_the_best_replica_is_the_best_of_all_and_gains_what_is_told():
         now, change_2 = surplus(layer, CAP), np.empty(2, np.int64)
         if len(layer.expert_E) > EXPERTS or now <= 0:  # so that all of them are rated
             continue
-        told, best = best_replica(layer, new_cut(), CAP, change_2), best_of_all_replicas(layer, now)
+        find_sides(layer, CAP)
+        told, best = best_replica(layer, new_cut(layer), CAP, change_2), best_of_all_replicas(layer, now)
         assert told <= best + 1e-6
         if told > 0:
             replace(layer, change_2[0], change_2[1], CAP)
@@ -150,10 +162,56 @@ def test_the_best_replica_is_the_best_of_all_and_gains_what_is_told():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
+def test_no_slot_gains_more_than_at_a_glance_and_none_that_gains_is_left_out(seed):
+    layer = drawn_layer(seed)
+    find_sides(layer, CAP)
+    cut = new_cut(layer)
+    listed = cut.slot_P[: list_slots(layer, cut, np.inf, CAP)].tolist()
+    assert sorted(set(listed)) == sorted(listed)
+    for slot, _ in free_slots(layer):
+        if layer.rank_G["side"][layer.slot_P["rank"][slot]] == COOL:
+            taken, stays = rate_slot(layer, slot, np.inf, CAP)
+            assert taken - stays <= (-cut.key_P[slot] if slot in listed else 0.0) + 1e-6
+
+
+def pairs_plainly(layer, cut, experts):
+    """The scores of all pairs of slots that may change, best first, as `list_pairs` tells of them."""
+    scores, side_P = [], layer.rank_G["side"][layer.slot_P["rank"]]
+    rank_P, expert_P = layer.slot_P["rank"], experts_of(layer)
+    count_P = np.where(expert_P >= 0, layer.expert_E["count"][expert_P], 0)
+    held = [set(expert_P[rank_P == rank].tolist()) for rank in range(len(layer.rank_G))]
+    for place in np.flatnonzero((side_P == COOL) & (count_P == 1)):
+        tokens = layer.slot_P["tokens"][place]
+        room = layer.rank_G["amount"][layer.rank_G["part"][rank_P[place]]] + tokens
+        for slot, k in itertools.product(np.flatnonzero(rank_P != rank_P[place]), range(experts)):
+            alone, expert = count_P[slot] == 1, cut.expert_X[k]
+            if (alone and (side_P[slot] != HOT_SIDE or expert_P[slot] != expert)) or expert in held[
+                rank_P[place]
+            ]:
+                continue
+            lost = stranded(layer, slot) if side_P[slot] == COOL and not alone else tokens
+            scores.append(min(cut.out_X[k], room) - lost)
+    return sorted((score for score in scores if score > 1e-9), reverse=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_pairs_tried_are_those_that_promise_most(seed):
+    layer = drawn_layer(seed)
+    find_sides(layer, CAP)
+    cut = new_cut(layer)
+    experts = list_experts(layer, cut, False)
+    n = list_pairs(layer, cut, experts)
+    assert cut.score_K[:n].tolist() == pairs_plainly(layer, cut, experts)[: len(cut.pair_K)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
 def test_a_pair_gains_what_is_told_and_drops_no_expert(seed):
     layer = drawn_layer(seed)
     change_4, now = np.empty(4, np.int64), surplus(layer, CAP)
-    told = best_pair(layer, new_cut(), CAP, change_4)
+    find_sides(layer, CAP)
+    told = best_pair(layer, new_cut(layer), CAP, change_4)
     check_consistent(layer)
     if told <= 0:
         return
@@ -340,7 +398,7 @@ def test_a_budget_of_what_the_target_needs_reaches_it():
 def test_a_target_that_nothing_reaches_is_come_near():
     heat_E = np.array([10.0, 1.0, 1.0, 1.0])
     layer = make_layer(np.array([0, 1, 2, 3]), heat_E / heat_E.sum() * 2, 2, True)
-    climb(layer, new_cut(), 1.0, new_log(experts_of(layer), 0))
+    climb(layer, new_cut(layer), 1.0, new_log(experts_of(layer), 0))
     goal_LP = np.empty((1, 4), np.int64)
     search_layers(np.array([[0, 1, 2, 3]]), heat_E[None], np.ones(1), 2, True, True, goal_LP)
     assert peak_of(made_anew(layer, goal_LP[0])) == pytest.approx(11 / 6.5)

@@ -46,6 +46,19 @@ def test_no_split_is_better(seed):
     assert peak == pytest.approx(lowest_peak(heat_E, expert_P, ranks), rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize("reach", [1, 3])
+def test_tokens_find_their_way_along_a_chain_of_ranks(reach):
+    # Each rank shares experts with the next few; all heat is at one end.
+    ranks = 40
+    expert_P = np.array([[(rank + i) % ranks for i in range(reach + 1)] for rank in range(ranks)]).ravel()
+    heat_E = np.linspace(2.0, 0.0, ranks) ** 3
+    topology = iso.Topology(ranks=ranks, slots_per_rank=reach + 1)
+    placement = iso.Placement(expert_P[None], ranks)
+    shares_LP = balanced_shares(heat_E[None], placement, topology)
+    peak = rank_loads(heat_E[None], placement, shares_LP, topology).max()
+    assert peak == pytest.approx(lowest_peak(heat_E, expert_P, ranks), rel=1e-9)
+
+
 @pytest.mark.parametrize("ranks", [16, 64])
 def test_no_split_is_better_at_full_size(ranks):
     rng = np.random.default_rng(ranks)

@@ -6,7 +6,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.jit import kernel
-from isotherm.planner.fresh.heap_kernels import heap_up, sink
+from isotherm.planner.heap_kernels import heap_up, sink
 
 
 @kernel
@@ -88,26 +88,3 @@ def weigh_slots(heat_E: FloatArray, count_E: Int64Array) -> FloatArray:
     for expert in range(len(heat_E)):
         weight_E[expert] = heat_E[expert] / count_E[expert]
     return weight_E
-
-
-@kernel
-def separate(expert_GS: Int64Array, weight_E: FloatArray) -> None:
-    """Trades places, in place, until no rank holds an expert twice, as far as single trades can do it.
-    A trade is between slots of the most equal weight."""
-    ranks, size = expert_GS.shape
-    for rank in range(ranks):
-        for slot in range(size):
-            expert = expert_GS[rank, slot]
-            if rank_place(expert_GS, rank, expert) == slot:
-                continue
-            best_rank, best_slot, best_gap = -1, -1, np.inf
-            for other in range(ranks):
-                if rank_place(expert_GS, other, expert) >= 0:
-                    continue
-                for place in range(size):
-                    gap = abs(weight_E[expert_GS[other, place]] - weight_E[expert])
-                    if gap < best_gap and rank_place(expert_GS, rank, expert_GS[other, place]) < 0:
-                        best_rank, best_slot, best_gap = other, place, gap
-            if best_rank >= 0:
-                expert_GS[rank, slot] = expert_GS[best_rank, best_slot]
-                expert_GS[best_rank, best_slot] = expert

@@ -45,11 +45,14 @@ RANK = np.dtype(
         # Groups of ranks in `level_kernels`.
         ("group", np.int64),
         ("order", np.int64),  # a list: ranks, group by group
+        ("depth", np.int64),  # slots to send tokens through on the way to it
+        ("arc", np.int64),  # the first of its shared slots that may lead on
         ("end", np.int64),  # where the group that begins at this place of the list ends
         # The two sides in `cut_kernels`.
         ("side", np.int64),
         ("part", np.int64),
         ("amount", np.float64),
+        ("fixed", np.float64),  # what shares cannot take off it
     ],
     align=True,
 )
@@ -59,6 +62,8 @@ EXPERT = np.dtype(
         ("first", np.int64),  # the expert's first slot, or -1
         ("count", np.int64),  # how many it has
         ("seen", np.int64),  # the last walk that came by
+        ("depth", np.int64),  # of the ranks that the last walk came from
+        ("arc", np.int64),  # the first of its slots that may lead on
         ("relief", np.float64),  # scratch of `even_kernels`
     ],
     align=True,
@@ -207,6 +212,15 @@ def holds(layer: Layer, rank: int, expert: int) -> bool:
             return True
         slot = layer.slot_P[slot]["next"]
     return False
+
+
+@kernel
+def first_unseen(layer: Layer, expert: int) -> int:
+    """The first slot of the expert, or -1 where the present walk has come by the expert before."""
+    if layer.expert_E[expert]["seen"] == layer.count_4[0]:
+        return -1
+    layer.expert_E[expert]["seen"] = layer.count_4[0]
+    return int(layer.expert_E[expert]["first"])
 
 
 @kernel

@@ -3,13 +3,13 @@
 Where tokens can flow from rank to rank over the replicas they share, all ranks are brought to the mean of
 their loads by shortest augmenting paths. Where that stops, the ranks that the surplus reaches can give
 nothing to the others: the two parts are levelled each for itself. Source: the decomposition algorithm for
-lexicographically optimal flows (Fujishige 1980; Megiddo 1974), with the paths of Edmonds and Karp (1972).
+lexicographically optimal flows (Fujishige 1980; Megiddo 1974), with all shortest paths at once (Dinic 1970).
 """
 
 from __future__ import annotations
 
 from isotherm.jit import kernel
-from isotherm.planner.layers.layer import Layer
+from isotherm.planner.layers.layer import Layer, first_unseen
 
 EPSILON = 1e-11
 """A rank within this of the level is on it, in units of the mean load."""
@@ -28,10 +28,10 @@ def level_out(layer: Layer) -> None:
             total += layer.rank_G[layer.rank_G[i]["order"]]["load"]
         level = total / (last - first)
         while last - first > 1:
-            sink = find_path(layer, first, last, level)
-            if sink < 0:
+            nearest = find_depths(layer, first, last, level)
+            if nearest == 0:
                 break
-            push(layer, sink, level)
+            send_surplus(layer, first, last, nearest, level)
         middle = divide(layer, first, last) if last - first > 1 else last
         if middle == last:
             first = last
@@ -45,6 +45,7 @@ def list_groups(layer: Layer) -> None:
     for rank in range(len(layer.rank_G)):
         layer.rank_G[rank]["group"] = -1
     n = 0
+    layer.count_4[0] += 1
     for begin in range(len(layer.rank_G)):
         if layer.rank_G[begin]["group"] >= 0:
             continue
@@ -56,7 +57,7 @@ def list_groups(layer: Layer) -> None:
             i += 1
             slot = layer.rank_G[rank]["shared"]
             while slot >= 0:
-                to = layer.expert_E[layer.slot_P[slot]["expert"]]["first"]
+                to = first_unseen(layer, layer.slot_P[slot]["expert"])
                 while to >= 0:
                     other = layer.slot_P[to]["rank"]
                     if layer.rank_G[other]["group"] < 0:
@@ -68,41 +69,96 @@ def list_groups(layer: Layer) -> None:
 
 
 @kernel
-def find_path(layer: Layer, first: int, last: int, level: float) -> int:
-    """The nearest rank of the group below ``level`` that tokens of a rank above it can reach, or -1.
-    ``from_slot`` and ``to_slot`` lead back from it; ``seen`` marks all ranks that it came by."""
-    n = 0
+def find_depths(layer: Layer, first: int, last: int, level: float) -> int:
+    """Writes to the ranks of the group how far they are from the ranks above ``level`` that tokens come from,
+    and returns how far the nearest rank below it is; 0 where none can be reached. ``seen`` marks all ranks
+    that it came by."""
+    n, i, nearest = 0, 0, len(layer.rank_G)
     layer.count_4[0] += 1
     number = layer.count_4[0]
-    for i in range(first, last):
-        rank = layer.rank_G[i]["order"]
+    for at in range(first, last):
+        rank = layer.rank_G[at]["order"]
+        layer.rank_G[rank]["arc"] = layer.rank_G[rank]["shared"]
         if layer.rank_G[rank]["load"] > level + EPSILON:
-            layer.rank_G[rank]["seen"] = number
-            layer.rank_G[n]["queue"] = rank
-            layer.rank_G[rank]["from_slot"] = -1
+            layer.rank_G[rank]["seen"], layer.rank_G[n]["queue"] = number, rank
+            layer.rank_G[rank]["depth"], layer.rank_G[rank]["from_slot"] = 0, -1
             n += 1
-    i = 0
     while i < n:
         rank = layer.rank_G[i]["queue"]
         i += 1
+        depth = layer.rank_G[rank]["depth"] + 1
+        if depth > nearest:
+            break
         slot = layer.rank_G[rank]["shared"]
         while slot >= 0:
-            to = (
-                layer.expert_E[layer.slot_P[slot]["expert"]]["first"]
-                if layer.slot_P[slot]["tokens"] > 0.0
-                else -1
-            )
+            to, expert = -1, layer.slot_P[slot]["expert"]
+            if layer.slot_P[slot]["tokens"] > 0.0:
+                to = first_unseen(layer, expert)
+            if to >= 0:
+                layer.expert_E[expert]["depth"], layer.expert_E[expert]["arc"] = depth, to
             while to >= 0:
                 other = int(layer.slot_P[to]["rank"])
                 if layer.rank_G[other]["group"] == first and layer.rank_G[other]["seen"] != number:
-                    layer.rank_G[other]["from_slot"], layer.rank_G[other]["to_slot"] = slot, to
-                    if layer.rank_G[other]["load"] < level - EPSILON:
-                        return other
                     layer.rank_G[other]["seen"], layer.rank_G[n]["queue"] = number, other
+                    layer.rank_G[other]["depth"] = depth
                     n += 1
+                    if layer.rank_G[other]["load"] < level - EPSILON:
+                        nearest = depth
                 to = layer.slot_P[to]["next"]
             slot = layer.slot_P[slot]["next_shared"]
-    return -1
+    return nearest if nearest < len(layer.rank_G) else 0
+
+
+@kernel
+def find_path(layer: Layer, source: int, nearest: int, level: float) -> int:
+    """A rank below ``level`` that tokens of ``source`` can reach, each step one deeper, or -1. ``from_slot``
+    and ``to_slot`` lead back from it. What leads nowhere is not tried again at these depths."""
+    rank = source
+    while True:
+        to = -1
+        while to < 0 and layer.rank_G[rank]["arc"] >= 0:
+            slot = layer.rank_G[rank]["arc"]
+            expert, depth = layer.slot_P[slot]["expert"], layer.rank_G[rank]["depth"] + 1
+            if layer.slot_P[slot]["tokens"] > 0.0 and layer.expert_E[expert]["depth"] == depth:
+                to = next_arc(layer, expert, nearest, level)
+            if to < 0:
+                layer.rank_G[rank]["arc"] = layer.slot_P[slot]["next_shared"]
+        if to >= 0:
+            rank = int(layer.slot_P[to]["rank"])
+            layer.rank_G[rank]["from_slot"], layer.rank_G[rank]["to_slot"] = slot, to
+            if layer.rank_G[rank]["depth"] == nearest:
+                return rank
+        elif rank == source:
+            return -1
+        else:
+            layer.rank_G[rank]["seen"] = 0
+            rank = int(layer.slot_P[layer.rank_G[rank]["from_slot"]]["rank"])
+
+
+@kernel
+def next_arc(layer: Layer, expert: int, nearest: int, level: float) -> int:
+    """The first slot of the expert that leads on, one deeper, or -1."""
+    to = layer.expert_E[expert]["arc"]
+    while to >= 0:
+        rank = layer.slot_P[to]["rank"]
+        depth = layer.rank_G[rank]["depth"]
+        leads_on = layer.rank_G[rank]["seen"] == layer.count_4[0] and depth == layer.expert_E[expert]["depth"]
+        if leads_on and (depth < nearest or layer.rank_G[rank]["load"] < level - EPSILON):
+            break
+        to = layer.slot_P[to]["next"]
+    layer.expert_E[expert]["arc"] = to
+    return int(to)
+
+
+@kernel
+def send_surplus(layer: Layer, first: int, last: int, nearest: int, level: float) -> None:
+    """Sends what ranks above ``level`` can give over paths of ``nearest`` steps, until there are none."""
+    for i in range(first, last):
+        source, sink = layer.rank_G[i]["order"], 0
+        while layer.rank_G[source]["load"] > level + EPSILON and sink >= 0:
+            sink = find_path(layer, source, nearest, level)
+            if sink >= 0:
+                push(layer, sink, level)
 
 
 @kernel
@@ -126,7 +182,7 @@ def push(layer: Layer, sink: int, level: float) -> None:
 
 @kernel
 def divide(layer: Layer, first: int, last: int) -> int:
-    """Parts the group into the ranks that `find_path` reached, which come first, and the others. Returns
+    """Parts the group into the ranks that `find_depths` reached, which come first, and the others. Returns
     where the others begin; ``last`` where there is nothing to part."""
     middle, n = first, 0
     for i in range(first, last):

@@ -15,12 +15,24 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.jit import kernel
-from isotherm.planner.layers.layer import Layer, begin, holds, set_expert, set_load, set_tokens, undo
+from isotherm.planner.heap_kernels import heap_up, sink
+from isotherm.planner.layers.layer import (
+    Layer,
+    begin,
+    first_unseen,
+    holds,
+    set_expert,
+    set_load,
+    set_tokens,
+    undo,
+)
 from isotherm.planner.search.flow_kernels import TINY, drain, fill, pour
 
 HOT, COOL = 1, 2
 EXPERTS = 8
 """So many experts of the hot side, those with most tokens that surplus could replace, are rated."""
+PAIRS = 64
+"""So many pairs of slots, of those that promise most, are tried out."""
 
 
 class Cut(NamedTuple):
@@ -28,11 +40,23 @@ class Cut(NamedTuple):
 
     expert_X: Int64Array
     out_X: FloatArray
+    slot_P: Int64Array
+    key_P: FloatArray
+    pair_K: Int64Array
+    score_K: FloatArray
 
 
 @kernel
-def new_cut() -> Cut:
-    return Cut(np.zeros(EXPERTS, np.int64), np.zeros(EXPERTS))
+def new_cut(layer: Layer) -> Cut:
+    slots = len(layer.slot_P)
+    return Cut(
+        np.zeros(EXPERTS, np.int64),
+        np.zeros(EXPERTS),
+        np.zeros(slots, np.int64),
+        np.zeros(slots),
+        np.zeros(PAIRS, np.int64),
+        np.zeros(PAIRS),
+    )
 
 
 @kernel
@@ -59,6 +83,7 @@ def find_sides(layer: Layer, cap: float) -> None:
 def spread(layer: Layer, side: int, cap: float) -> None:
     """Marks the ranks of one side, and joins those that share experts to parts."""
     n, i = 0, 0
+    layer.count_4[0] += 1
     for rank in range(len(layer.rank_G)):
         over = layer.rank_G[rank]["load"] - cap if side == HOT else cap - layer.rank_G[rank]["load"]
         if over > TINY:
@@ -69,17 +94,26 @@ def spread(layer: Layer, side: int, cap: float) -> None:
         i += 1
         slot = layer.rank_G[rank]["shared"]
         while slot >= 0:
-            other_slot = layer.expert_E[layer.slot_P[slot]["expert"]]["first"]
+            other_slot = -1
+            if side == COOL or layer.slot_P[slot]["tokens"] > TINY:
+                other_slot = first_unseen(layer, layer.slot_P[slot]["expert"])
             while other_slot >= 0:
                 other = layer.slot_P[other_slot]["rank"]
-                flows = layer.slot_P[slot if side == HOT else other_slot]["tokens"] > TINY
+                flows = side == HOT or layer.slot_P[other_slot]["tokens"] > TINY
                 if flows and layer.rank_G[other]["side"] == 0:
                     layer.rank_G[other]["side"], layer.rank_G[n]["queue"] = side, other
                     n += 1
-                if layer.rank_G[other]["side"] == side:
-                    join(layer, rank, other)
                 other_slot = layer.slot_P[other_slot]["next"]
             slot = layer.slot_P[slot]["next_shared"]
+    for expert in range(len(layer.expert_E)):
+        slot, rank = layer.expert_E[expert]["first"], -1
+        while slot >= 0:
+            other = layer.slot_P[slot]["rank"]
+            if layer.rank_G[other]["side"] == side:
+                if rank >= 0:
+                    join(layer, rank, other)
+                rank = other
+            slot = layer.slot_P[slot]["next"]
 
 
 @kernel
@@ -194,20 +228,12 @@ def rate_slot(layer: Layer, slot: int, most: float, cap: float) -> tuple[float, 
 def best_replica(layer: Layer, cut: Cut, cap: float, change_2: Int64Array) -> float:
     """Writes to ``change_2`` the slot and the expert that take most off the surplus, and returns how much;
     0 where no other expert in an empty or redundant slot does."""
-    find_sides(layer, cap)
     experts, best = rate_experts(layer, cut, cap), 0.0
     most = cut.out_X[0] if experts > 0 else 0.0
-    for slot in range(len(layer.slot_P)):
-        if best >= most - TINY:
-            break
-        rank, old = layer.slot_P[slot]["rank"], layer.slot_P[slot]["expert"]
-        if layer.rank_G[rank]["side"] != COOL or (old >= 0 and layer.expert_E[old]["count"] < 2):
-            continue
-        if (
-            min(most, layer.rank_G[layer.rank_G[rank]["part"]]["amount"]) - stranded(layer, slot)
-            <= best + TINY
-        ):
-            continue
+    n = list_slots(layer, cut, most, cap)
+    while n > 0 and -cut.key_P[cut.slot_P[0]] > best + TINY:
+        slot = cut.slot_P[0]
+        rank = layer.slot_P[slot]["rank"]
         taken, stays = rate_slot(layer, slot, most, cap)
         k = 0
         while k < experts and holds(layer, rank, cut.expert_X[k]):
@@ -215,4 +241,32 @@ def best_replica(layer: Layer, cut: Cut, cap: float, change_2: Int64Array) -> fl
         if k < experts and min(cut.out_X[k], taken) - stays > best + TINY:
             best = min(cut.out_X[k], taken) - stays
             change_2[0], change_2[1] = slot, cut.expert_X[k]
+        n -= 1
+        cut.slot_P[0] = cut.slot_P[n]
+        sink(cut.slot_P, n, 0, cut.key_P)
     return best
+
+
+@kernel
+def list_slots(layer: Layer, cut: Cut, most: float, cap: float) -> int:
+    """Writes to ``cut`` a heap of the slots of the cool side that may get another expert, those first that
+    could gain most at a glance. Returns how many."""
+    n = 0
+    for rank in range(len(layer.rank_G)):
+        layer.rank_G[rank]["fixed"] = layer.rank_G[rank]["load"]
+        slot = layer.rank_G[rank]["shared"]
+        while slot >= 0:
+            layer.rank_G[rank]["fixed"] -= layer.slot_P[slot]["tokens"]
+            slot = layer.slot_P[slot]["next_shared"]
+    for slot in range(len(layer.slot_P)):
+        rank, old = layer.slot_P[slot]["rank"], layer.slot_P[slot]["expert"]
+        if layer.rank_G[rank]["side"] != COOL or (old >= 0 and layer.expert_E[old]["count"] < 2):
+            continue
+        lost = stranded(layer, slot)
+        room = layer.rank_G[layer.rank_G[rank]["part"]]["amount"] + lost
+        gain = min(most, room, cap - layer.rank_G[rank]["fixed"]) - lost
+        if gain > TINY:
+            cut.slot_P[n], cut.key_P[slot] = slot, -gain
+            n += 1
+    heap_up(cut.slot_P, n, cut.key_P)
+    return n

@@ -9,7 +9,7 @@ Fulkerson 1956), the shortest first (Edmonds and Karp 1972).
 from __future__ import annotations
 
 from isotherm.jit import kernel
-from isotherm.planner.layers.layer import Layer, set_expert, set_load, set_tokens
+from isotherm.planner.layers.layer import Layer, first_unseen, set_expert, set_load, set_tokens
 
 TINY = 1e-9
 """Tokens, room and surplus of less than this, in units of the mean load of a rank, are none."""
@@ -33,11 +33,9 @@ def find_room(layer: Layer, start: int, cap: float) -> int:
         slot = layer.rank_G[layer.rank_G[i]["queue"]]["shared"]
         i += 1
         while slot >= 0:
-            to = (
-                layer.expert_E[layer.slot_P[slot]["expert"]]["first"]
-                if layer.slot_P[slot]["tokens"] > TINY
-                else -1
-            )
+            to = -1
+            if layer.slot_P[slot]["tokens"] > TINY:
+                to = first_unseen(layer, layer.slot_P[slot]["expert"])
             while to >= 0:
                 rank = int(layer.slot_P[to]["rank"])
                 if layer.rank_G[rank]["seen"] != number:
@@ -72,7 +70,7 @@ def find_surplus(layer: Layer, start: int, expert: int, cap: float) -> int:
         n = 1
         if layer.rank_G[start]["load"] > cap + TINY:
             return start
-    slot = layer.expert_E[expert]["first"] if start < 0 else -1
+    slot = first_unseen(layer, expert) if start < 0 else -1
     while slot >= 0:
         rank = int(layer.slot_P[slot]["rank"])
         if layer.slot_P[slot]["tokens"] > TINY and layer.rank_G[rank]["seen"] != number:
@@ -90,7 +88,7 @@ def find_surplus(layer: Layer, start: int, expert: int, cap: float) -> int:
         to = layer.rank_G[layer.rank_G[i]["queue"]]["shared"]
         i += 1
         while to >= 0:
-            slot = layer.expert_E[layer.slot_P[to]["expert"]]["first"]
+            slot = first_unseen(layer, layer.slot_P[to]["expert"])
             while slot >= 0:
                 rank = int(layer.slot_P[slot]["rank"])
                 if layer.slot_P[slot]["tokens"] > TINY and layer.rank_G[rank]["seen"] != number:

@@ -21,7 +21,7 @@ from isotherm.planner.layers.layer import (
 )
 from isotherm.planner.layers.load_kernels import make_layer, settle
 from isotherm.planner.layers.log_kernels import Log, is_full, is_read, new_log, note
-from isotherm.planner.search.cut_kernels import Cut, best_replica, new_cut
+from isotherm.planner.search.cut_kernels import Cut, best_replica, find_sides, new_cut
 from isotherm.planner.search.even_kernels import Aim, climb_evenly, give
 from isotherm.planner.search.exchange_kernels import best_pair
 from isotherm.planner.search.flow_kernels import replace, surplus
@@ -78,7 +78,7 @@ def reach(layer: Layer, start_P: Int64Array, cap: float, unread: Log) -> Layer:
     for attempt in range(ATTEMPTS):
         if attempt > 0:
             layer = make_layer(start_P, heat_E, ranks, True)
-        climb(layer, new_cut(), cap - attempt * DETOUR, unread)
+        climb(layer, new_cut(layer), cap - attempt * DETOUR, unread)
         if surplus(layer, cap) <= 0.0:
             return layer
     lower(layer, cap, unread)
@@ -103,6 +103,7 @@ def climb(layer: Layer, cut: Cut, cap: float, log: Log) -> None:
     """Changes slots while ranks are above the cap and a change helps."""
     change_2, change_4 = np.empty(2, np.int64), np.empty(4, np.int64)
     while surplus(layer, cap) > 0.0 and not is_full(log):
+        find_sides(layer, cap)
         if best_replica(layer, cut, cap, change_2) > LEAST_GAIN:
             replace(layer, change_2[0], change_2[1], cap)
             note_settled(layer, change_2[0], -1, log)
@@ -127,7 +128,7 @@ def lower(layer: Layer, cap: float, log: Log) -> None:
     """Lowers the peak towards a cap, halving the way that is left. Ends in the placement with the lowest
     peak, and its loads settled."""
     settle(layer)
-    cut, best_P, best, low = new_cut(), np.empty(len(layer.slot_P), np.int64), peak_of(layer), cap
+    cut, best_P, best, low = new_cut(layer), np.empty(len(layer.slot_P), np.int64), peak_of(layer), cap
     read_experts(layer, best_P)
     while best > cap + MARGIN and best - low > NARROW and not is_full(log):
         step = cap if best - cap < 2 * NARROW else (low + best) / 2
