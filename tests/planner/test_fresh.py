@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm.planner import imbalance_bound
-from isotherm.planner.fresh.apart_kernels import separate
 from isotherm.planner.fresh.forest_kernels import plant_one
 from isotherm.planner.fresh.join_kernels import join_ranks
-from isotherm.planner.fresh.pack_kernels import list_replicas, pack
+from isotherm.planner.fresh.pack_kernels import list_replicas, pack, separate
 from isotherm.planner.fresh.pair_kernels import pair
 from isotherm.planner.fresh.trade_kernels import rank_sums, trade
 from isotherm.planner.layers.load_kernels import make_layer

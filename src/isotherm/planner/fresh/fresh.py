@@ -7,10 +7,9 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.jit import kernel
 from isotherm.planner.bounds import lowest_peak
-from isotherm.planner.fresh.apart_kernels import separate
 from isotherm.planner.fresh.forest_kernels import plant, plant_one
 from isotherm.planner.fresh.join_kernels import join_ranks
-from isotherm.planner.fresh.pack_kernels import count_slots, list_replicas, pack, weigh_slots
+from isotherm.planner.fresh.pack_kernels import count_slots, list_replicas, pack, separate, weigh_slots
 from isotherm.planner.fresh.pair_kernels import pair
 from isotherm.planner.fresh.trade_kernels import rank_sums, trade
 from isotherm.planner.layers.load_kernels import make_layer

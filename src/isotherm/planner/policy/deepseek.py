@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.planner.fresh.apart_kernels import separate
-from isotherm.planner.fresh.pack_kernels import list_replicas, pack
+from isotherm.planner.fresh.pack_kernels import list_replicas, pack, separate
 from isotherm.planner.request import PlanRequest
 from isotherm.topology import Topology
 

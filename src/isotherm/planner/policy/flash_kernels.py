@@ -6,7 +6,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.jit import kernel
-from isotherm.planner.fresh.apart_kernels import separate
+from isotherm.planner.fresh.pack_kernels import separate
 
 SPREAD = 1.0
 """Standard deviations over the slices that count on top of a rank's mean load."""
