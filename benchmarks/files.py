@@ -3,11 +3,11 @@
     python benchmarks/files.py
     python benchmarks/files.py --windows 1000 --gigabytes 0.1
 
-Makes heat of DeepSeek-V3's shape (58 layers of 256 experts, traffic that changes halfway) and ids of experts
-per token in a temporary folder: 1.2 and 1 GB, which takes some minutes. Then inspects both, and replays the heat
-on 32 ranks with 32 redundant slots. What is asked: a minute for each file, two for the replay, under 1 GB of
-memory, on two cores. CPU seconds are those of all threads: what is waited for is less, where there are two cores,
-and more where others use them.
+Makes heat of DeepSeek-V3's shape (58 layers of 256 experts, traffic that changes halfway) and ids of
+experts per token in a temporary folder: 1.2 and 1 GB, which takes some minutes. Then inspects both, and
+replays the heat on 32 ranks with 32 redundant slots. What is asked: a minute for each file, two for the
+replay, under 1 GB of memory, on two cores. CPU seconds are those of all threads: what is waited for is
+less, where there are two cores, and more where others use them.
 """
 
 from __future__ import annotations
