@@ -24,6 +24,7 @@ from isotherm.cli.config_file import TOLD, with_config
 from isotherm.cli.convert_file import ConvertOptions, run_convert
 from isotherm.cli.inspect_file import InspectOptions, run_inspect
 from isotherm.cli.plan_file import PlanOptions, run_plan
+from isotherm.cli.record_run import SEPARATOR, RecordOptions, run_record, split_command
 from isotherm.cli.simulate import SimulateOptions, run_simulate
 from isotherm.cli.synth_file import SynthOptions, run_synth
 from isotherm.demo.options import DemoOptions
@@ -76,6 +77,10 @@ def _demo(options: DemoOptions, arguments: Sequence[str]) -> int:
     return _as_rank(options)
 
 
+def _record(options: RecordOptions, arguments: Sequence[str]) -> int:
+    return run_record(options, split_command(arguments)[1])
+
+
 def _bench(options: BenchOptions) -> int:
     from isotherm.cli.bench import run_bench
 
@@ -105,6 +110,7 @@ COMMANDS = (
     Command("simulate", SimulateOptions, _alone(run_simulate)),
     Command("convert", ConvertOptions, _alone(run_convert)),
     Command("synth", SynthOptions, _alone(run_synth)),
+    Command("record", RecordOptions, _record),
     Command("bench", BenchOptions, _alone(_bench)),
     Command("doctor", DoctorOptions, _alone(_doctor)),
 )
@@ -114,8 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; its exit code. Wrong input ends in one message, never in a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        arguments = _with_config(arguments)
-        options = _parse(arguments)
+        own, behind = split_command(arguments) if arguments[:1] == ["record"] else (arguments, [])
+        own = _with_config(own)
+        arguments = [*own, SEPARATOR, *behind] if behind else own
+        options = _parse(own)
         command = next(each for each in COMMANDS if type(options) is each.options)
         return command.run(options, arguments[1:])
     except SystemExit as ended:

@@ -35,6 +35,10 @@ def _register() -> None:
     settings = VllmSettings.of(os.environ)
     if settings.plans:
         _plan(settings)
+    if settings.observed is not None:
+        from isotherm.engines.vllm.workers import observe_workers
+
+        observe_workers(settings)
 
 
 def _speak_through_vllm() -> None:

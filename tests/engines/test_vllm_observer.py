@@ -1,0 +1,283 @@
+"""Heat counted beside vLLM, without vLLM: routers found, rows told apart, failures kept away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from isotherm.bench.echo import EchoLink
+from isotherm.engines.vllm.meters import WindowMetrics
+from isotherm.engines.vllm.observer import HeatObserver
+from isotherm.engines.vllm.routers import find_routers, own_rows
+from isotherm.engines.vllm.workers import bind_steps
+from isotherm.heat import HeatCollector
+from isotherm.topology import Topology
+from isotherm.window import HeatWindow
+
+EXPERTS, TOP_K = 6, 2
+
+
+class Router:
+    """As much of vLLM's router as is touched: chooses by the largest of its inputs."""
+
+    def __init__(self) -> None:
+        self.top_k = TOP_K
+        self.capture_fn: Callable[[torch.Tensor], None] | None = None
+
+    def set_capture_fn(self, capture_fn: Callable[[torch.Tensor], None] | None) -> None:
+        self.capture_fn = capture_fn
+
+    def select(self, logits: torch.Tensor) -> torch.Tensor:
+        ids = logits.topk(self.top_k, dim=1).indices.to(torch.int32)
+        if self.capture_fn is not None:
+            self.capture_fn(ids)
+        return ids
+
+
+class MoE(torch.nn.Module):
+    def __init__(self, layer_id: int, *, is_monolithic: bool = False) -> None:
+        super().__init__()
+        self.layer_id, self.is_monolithic = layer_id, is_monolithic
+        self.router = Router()
+        self.moe_config = SimpleNamespace(num_logical_experts=EXPERTS)
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.router.select(logits)
+
+
+class Model(torch.nn.Module):
+    """Two MoE layers, named out of order, among layers without a router."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.later, self.dense, self.first = MoE(5, **kwargs), torch.nn.Linear(2, 2), MoE(2)
+
+    def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.first(logits), self.later(-logits)
+
+
+class Watched:
+    """A model observed by one rank, two steps a window, on this thread."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.model = Model()
+        routers = find_routers(self.model)
+        self.collector = HeatCollector(
+            routers.shape,
+            Topology(ranks=1, slots_per_rank=EXPERTS),
+            EchoLink(1),
+            window_steps=2,
+            inline=True,
+        )
+        self.observer = HeatObserver(self.collector, routers, **kwargs)
+
+    def step(self, logits: torch.Tensor, num_tokens: int, num_decode: int) -> tuple[torch.Tensor, ...]:
+        self.observer.begin(num_tokens, num_decode)
+        ids_L = self.model(logits)
+        self.observer.end()
+        return ids_L
+
+
+def logits_of(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, EXPERTS, generator=torch.Generator().manual_seed(seed))
+
+
+def counted(ids_TK: torch.Tensor) -> list[int]:
+    return torch.bincount(ids_TK.flatten(), minlength=EXPERTS).tolist()
+
+
+def test_routers_are_found_by_what_they_are_and_in_the_order_of_layers() -> None:
+    model = Model()
+    found = find_routers(model)
+    assert (found.shape.ids, found.shape.experts, found.shape.top_k) == ((2, 5), EXPERTS, TOP_K)
+    assert found.routers == (model.first.router, model.later.router)
+
+
+def test_models_that_cannot_be_observed_are_refused() -> None:
+    with pytest.raises(ValueError, match="no MoE layer"):
+        find_routers(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="layer 5 chooses experts inside"):
+        find_routers(Model(is_monolithic=True))
+
+
+def test_real_tokens_of_steps_are_counted_by_kind_and_nothing_else_is() -> None:
+    watched = Watched()
+    watched.model(logits_of(9, seed=7))  # profiling
+    first = watched.step(logits_of(8, seed=1), 5, 2)  # three rows of padding
+    watched.model(logits_of(9, seed=8))  # a warm-up between steps
+    second = watched.step(logits_of(3, seed=2), 3, 3)
+    window = watched.collector.poll()
+    assert window is not None
+    for layer in range(2):
+        decode = torch.cat([first[layer][:2], second[layer]])
+        assert window.heat_KSLE[1].sum(axis=0)[layer].tolist() == counted(decode)
+        assert window.heat_KSLE[0].sum(axis=0)[layer].tolist() == counted(first[layer][2:5])
+    assert window.tokens_K.tolist() == [3, 5]
+    assert window.layer_ids == (2, 5)
+
+
+def test_compiled_regions_count_at_each_call() -> None:
+    watched = Watched()
+    compiled = torch.compile(watched.model, backend="aot_eager", fullgraph=True)
+    rows = [logits_of(8, seed=1), logits_of(8, seed=2)]
+    compiled(rows[0])  # traced while no step is on
+    expected = np.zeros((2, EXPERTS), np.int64)
+    for logits, num_tokens in zip(rows, (8, 3), strict=True):
+        watched.observer.begin(num_tokens, 0)
+        ids_L = compiled(logits)
+        watched.observer.end()
+        expected += [counted(ids_TK[:num_tokens]) for ids_TK in ids_L]
+    window = watched.collector.poll()
+    assert window is not None
+    np.testing.assert_array_equal(window.heat_LE, expected)
+
+
+def test_whoever_captures_choices_besides_still_sees_them() -> None:
+    model, seen = Model(), []
+    model.first.router.set_capture_fn(lambda ids: seen.append(("before", ids)))
+    see: list[Callable[[torch.Tensor], None]] = [lambda ids: seen.append(("ours", ids))] * 2
+    find_routers(model).show(see)
+    model(logits_of(2))
+    assert [name for name, _ in seen] == ["ours", "before", "ours"]
+    model.first.router.set_capture_fn(lambda ids: seen.append(("after", ids)))
+    seen.clear()
+    model(logits_of(2))
+    assert [name for name, _ in seen] == ["ours", "after", "ours"]
+    model.first.router.set_capture_fn(None)
+    seen.clear()
+    model(logits_of(2))
+    assert [name for name, _ in seen] == ["ours", "ours"]
+
+
+def test_a_rank_whose_tokens_another_counts_ends_its_steps_without_counts() -> None:
+    watched = Watched(counts=False)
+    for _ in range(2):
+        watched.step(logits_of(4), 4, 0)
+    window = watched.collector.poll()
+    assert window is not None
+    assert (window.heat_LE.sum(), window.tokens_K.sum(), window.steps) == (0, 0, 2)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_own_rows_are_found_in_every_layout(rank: int) -> None:
+    """Tokens of three ranks, 3, 1 and 2 of them, as they are or in two shards a rank with padding."""
+    sizes = torch.tensor([3, 1, 2])
+    mine, every = [[0, 1, 2], [10], [20, 21]], [0, 1, 2, 10, 20, 21]
+    plain = SimpleNamespace(num_tokens_across_dp_cpu=sizes, local_sizes=None)
+    sharded = SimpleNamespace(num_tokens_across_dp_cpu=sizes, local_sizes=[2, 2, 1, 1, 1, 1])
+    pad = -9
+    for metadata, rows in (
+        (plain, mine[rank]),
+        (plain, every),
+        (sharded, [0, 1, 2, pad, 10, pad, 20, 21]),
+        (sharded, every),
+    ):
+        own = own_rows(torch.tensor(rows)[:, None], metadata, rank)
+        assert own is not None
+        assert own.flatten().tolist() == mine[rank]
+    assert own_rows(torch.zeros(5, 1), plain, rank) is None
+    assert own_rows(torch.zeros(5, 1), None, rank) is not None
+
+
+def test_what_fails_is_told_once_and_the_engine_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched()
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("by design")
+
+    monkeypatch.setattr(watched.collector, "count_ids", broken)
+    with caplog.at_level(logging.ERROR, "isotherm"):
+        for _ in range(3):
+            assert len(watched.step(logits_of(4), 4, 0)) == 2
+    assert len(caplog.records) == 1
+    assert watched.collector.step == 0
+
+
+class Worker:
+    """As much of vLLM's worker as is bound."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def execute_model(self, scheduled: Any) -> str:
+        self.did.append("execute")
+        return "output"
+
+    def execute_dummy_batch(self) -> None:
+        self.did.append("dummy")
+
+    def shutdown(self) -> None:
+        self.did.append("shutdown")
+
+
+class Told:
+    """An observer that keeps what it is told, in the order of what the worker does."""
+
+    def __init__(self, did: list[str]) -> None:
+        self._did = did
+
+    def begin(self, num_tokens: int, num_decode: int) -> None:
+        self._did.append(f"begin {num_tokens} {num_decode}")
+
+    def end(self) -> None:
+        self._did.append("end")
+
+    def close(self) -> None:
+        self._did.append("close")
+
+
+def scheduled(new: dict[str, int], begun: dict[str, tuple[int, int]]) -> Any:
+    """Tokens of new requests, and (tokens, outputs so far) of those that were scheduled before."""
+    tokens = {**new, **{name: count for name, (count, _) in begun.items()}}
+    return SimpleNamespace(
+        num_scheduled_tokens=tokens,
+        total_num_scheduled_tokens=sum(tokens.values()),
+        scheduled_new_reqs=[SimpleNamespace(req_id=name) for name in new],
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=list(begun), num_output_tokens=[out for _, out in begun.values()]
+        ),
+    )
+
+
+def test_a_worker_tells_of_each_step_that_computes_anything() -> None:
+    worker = Worker()
+    bind_steps(worker, Told(worker.did))  # type: ignore[arg-type]
+    assert worker.execute_model(scheduled({"a": 20}, {"b": (1, 4), "c": (16, 0), "d": (3, 1)})) == "output"
+    worker.execute_model(scheduled({}, {}))
+    worker.execute_dummy_batch()
+    worker.shutdown()
+    assert worker.did == [
+        *("begin 40 4", "execute", "end"),
+        "execute",
+        *("dummy", "end"),
+        *("close", "shutdown"),
+    ]
+
+
+def test_windows_become_metrics() -> None:
+    metrics, registry = WindowMetrics(), CollectorRegistry()
+    registry.register(metrics)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    assert value("isotherm_windows_total") == 0
+    assert value("isotherm_hottest_expert_ratio", quantile="1") is None
+    heat_KSLE = np.zeros((2, 1, 2, 4), np.int64)
+    heat_KSLE[0, 0, 0], heat_KSLE[1, 0, 0] = [3, 1, 0, 0], [5, 1, 1, 1]  # 8, 2, 1, 1: mean 3
+    for _ in range(2):
+        metrics(HeatWindow(heat_KSLE, None, (0, 4), np.array([2, 4]), (0, 1)))
+    assert value("isotherm_windows_total") == 2
+    assert value("isotherm_tokens_total", kind="prefill") == 4
+    assert value("isotherm_tokens_total", kind="decode") == 8
+    assert value("isotherm_hottest_expert_ratio", quantile="1") == pytest.approx(8 / 3)
+    assert value("isotherm_hottest_expert_ratio", quantile="0.5") == pytest.approx((1 + 8 / 3) / 2)
