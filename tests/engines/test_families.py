@@ -155,9 +155,8 @@ def all_families(rank, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    return run_ranks(
-        all_families, 2, tmp_path_factory.mktemp("families"), str(tmp_path_factory.mktemp("saved"))
-    )
+    folder, saved = tmp_path_factory.mktemp("families"), str(tmp_path_factory.mktemp("saved"))
+    return run_ranks(all_families, 2, folder, saved, timeout=300.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
