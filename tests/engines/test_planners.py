@@ -37,6 +37,12 @@ def arrivals(before_LP, after_LP):
     return sum(len(set(new) - set(old)) for old, new in zip(before, after, strict=True))
 
 
+def slot_loads(heat_LE, held_LGS):
+    """What each slot receives of its expert's tokens, equal parts."""
+    rows = [heat_E[held] / np.bincount(held.reshape(-1))[held] for heat_E, held in zip(heat_LE, held_LGS)]
+    return np.stack(rows)
+
+
 def sglang_plan(heat_LE, **options):
     steps = torch.from_numpy(np.stack([heat_LE / 4, heat_LE * 3 / 4]))
     return rebalance_experts(steps, RANKS * SLOTS, SLOTS, None, 1, **options)
@@ -82,7 +88,7 @@ def test_sglang_is_asked_what_its_slots_hold(monkeypatch):
 
 def test_ascend_keeps_what_its_worker_checks_and_lowers_the_hottest_rank():
     held_LGS, heat_LE = make_held(3).reshape(LAYERS, RANKS, SLOTS), make_heat(3)
-    load_LGS = heat_LE[np.arange(LAYERS)[:, None, None], held_LGS]
+    load_LGS = slot_loads(heat_LE, held_LGS)
     changed, layers, table = IsothermEplb().rebalance_experts(torch.from_numpy(held_LGS), load_LGS)
     assert changed == 1
     assert table.dtype == torch.int64
@@ -118,7 +124,7 @@ def peak(heat_LE, table_LGS):
 
 def test_ascend_adds_stages_up_and_takes_unknown_loads_for_none():
     held_LGS = make_held(4).reshape(LAYERS, RANKS, SLOTS)
-    load_LGS = make_heat(4)[np.arange(LAYERS)[:, None, None], held_LGS]
+    load_LGS = slot_loads(make_heat(4), held_LGS)
     load_LGS[0, 0, 0] = -1
     changed, _, once = IsothermEplb().rebalance_experts(held_LGS, load_LGS)
     stages = np.stack([load_LGS, np.zeros_like(load_LGS)])
