@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-BenchName = Literal["heat", "plan", "soak"]
+BenchName = Literal["heat", "plan", "route", "soak"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,16 @@ class BenchOptions:
     plan: balancedness, bound, moves and time of every policy: from nothing, after a change of traffic, under
     noise; how time grows; what other threads feel. A few minutes.
 
+    route: what dispatch achieves of a plan, batch by batch, beside other engines' rules; stale plans with
+    shares one window late; what mapping, choosing and counting take beside torch's own look-up. A minute.
+
     soak: two processes serve shifting traffic while one thing after another goes wrong; after each, counts,
     replicas and answers are checked, and at the end memory and threads. Exit 1 where anything was wrong.
 
     Examples:
         isotherm bench heat
         isotherm bench plan --traces statistics/
+        isotherm bench route --traces statistics/
         isotherm bench soak --minutes 10
         isotherm bench heat --json > heat.json
     """
@@ -39,9 +43,9 @@ class BenchOptions:
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Take a few samples only: shows that everything runs, and its figures mean little."""
     traces: Path | None = None
-    """plan: a folder of JSON files {"logical_count": [layers][experts]}, named decode_in1000out1000.json,
-    prefill_in1024.json and decode_in500out1500.json as SGLang published them for DeepSeek-V3. Default: heat
-    drawn as uneven as that."""
+    """plan, route: a folder of JSON files {"logical_count": [layers][experts]}, which are named
+    decode_in1000out1000.json, prefill_in1024.json and decode_in500out1500.json as SGLang published them for
+    DeepSeek-V3. Default: heat drawn as uneven as that."""
     minutes: float = 10.0
     """soak: how long it runs; a part of a minute too."""
     seed: int | None = None

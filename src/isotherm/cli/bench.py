@@ -19,12 +19,13 @@ def run_bench(options: BenchOptions) -> int:
     Raises:
         MissingExtraError: torch is not installed.
         RuntimeError: a process of the benchmark failed.
-        ValueError: the folder of traces lacks a file, or is given to another benchmark than plan.
+        ValueError: the folder of traces lacks a file, or is given to another benchmark than plan and route.
     """
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "torch")
     from isotherm.bench.heat import measure_heat
     from isotherm.bench.planning import measure_planning
+    from isotherm.bench.routing import measure_routing
     from isotherm.bench.show import show_report, show_shortfalls, wide_console
     from isotherm.bench.soak import measure_soak
 
@@ -35,8 +36,10 @@ def run_bench(options: BenchOptions) -> int:
 
     if options.name == "plan":
         report = measure_planning(options.traces, quick=options.quick, tell=tell)
+    elif options.name == "route":
+        report = measure_routing(options.traces, quick=options.quick, tell=tell)
     elif options.traces is not None:
-        raise ValueError(f"--traces is for bench plan: leave it out of bench {options.name}")
+        raise ValueError(f"--traces is for bench plan and bench route: leave it out of bench {options.name}")
     elif options.name == "soak":
         report = measure_soak(options.minutes, options.seed, options.pause_seconds, tell)
     else:
