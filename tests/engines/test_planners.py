@@ -116,8 +116,7 @@ def peak(heat_LE, table_LGS):
         for expert, heat in enumerate(heat_E):
             homes = np.flatnonzero((table_GS == expert).any(axis=1))
             for source in range(RANKS):
-                home = source if source in homes else homes[source % len(homes)]
-                load_G[home] += heat / RANKS
+                load_G[homes[source % len(homes)]] += heat / RANKS
         peaks.append(load_G.max())
     return np.array(peaks)
 
