@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-BenchName = Literal["heat", "plan", "route", "soak"]
+BenchName = Literal["heat", "move", "plan", "route", "soak"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,9 @@ class BenchOptions:
     heat: mapping and counting on the engine's thread beside torch's own look-up, what side threads do, what a
     gather takes from the engine's steps, its latency, bytes and memory; for 58 layers of 256 experts. Two
     processes run on this machine for a minute or two.
+
+    move: what moving weights takes from the engine's thread and its steps, and how long a plan takes, in two
+    processes.
 
     plan: balancedness, bound, moves and time of every policy: from nothing, after a change of traffic, under
     noise; how time grows; what other threads feel. A few minutes.

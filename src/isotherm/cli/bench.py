@@ -24,6 +24,7 @@ def run_bench(options: BenchOptions) -> int:
     if find_spec("torch") is None:
         raise MissingExtraError("torch", "torch")
     from isotherm.bench.heat import measure_heat
+    from isotherm.bench.move import measure_moving
     from isotherm.bench.planning import measure_planning
     from isotherm.bench.routing import measure_routing
     from isotherm.bench.show import show_report, show_shortfalls, wide_console
@@ -40,6 +41,8 @@ def run_bench(options: BenchOptions) -> int:
         report = measure_routing(options.traces, quick=options.quick, tell=tell)
     elif options.traces is not None:
         raise ValueError(f"--traces is for bench plan and bench route: leave it out of bench {options.name}")
+    elif options.name == "move":
+        report = measure_moving(quick=options.quick, tell=tell)
     elif options.name == "soak":
         report = measure_soak(options.minutes, options.seed, options.pause_seconds, tell)
     else:

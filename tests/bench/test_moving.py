@@ -1,12 +1,18 @@
-"""Some seconds of the soak, and that it would notice."""
+"""Some seconds of the soak, and of the benchmark of moving, and that they would notice."""
 
 import json
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from isotherm.bench import soak
+from isotherm import Placement
+from isotherm.bench import move, move_engine, soak
+from isotherm.bench.engine import EP2
+from isotherm.bench.move import measure_on_ranks
+from isotherm.bench.move_engine import BYTES_PER_EXPERT, MOVES, PER_STEP
 from isotherm.bench.options import BenchOptions
 from isotherm.bench.ranks import run_ranks
 from isotherm.bench.soak import measure_soak, soak_on_ranks
@@ -25,22 +31,23 @@ class Miscounted(deque):
         super().append(window)
 
 
-def sabotage_and_soak(seconds):
+def serve(seconds):
+    """What starts processes: one after the other in the same two."""
     engine = SoakEngine(5, HastyTransport)
     engine.windows = Miscounted()
     engine.balancer.on_window(engine.windows.append)
     spoilt = SoakRounds(engine, 5, pause_seconds=0.5, give_up_seconds=60).make_round("nothing")
     engine.close()
-    return spoilt, soak_on_ranks(seconds, 3, 0.5)
+    return spoilt, soak_on_ranks(seconds, 3, 0.5), measure_on_ranks(quick=True)
 
 
 @pytest.fixture(scope="module")
 def records():
-    return run_ranks(sabotage_and_soak, 10.0)
+    return run_ranks(serve, 10.0)
 
 
 def test_a_slot_that_never_got_its_weights_and_a_wrong_count_are_found(records):
-    spoilt, _ = records
+    spoilt, *_ = records
     assert spoilt.recovered
     assert spoilt.wrong_tokens > 0
     assert spoilt.unequal > 0
@@ -48,7 +55,7 @@ def test_a_slot_that_never_got_its_weights_and_a_wrong_count_are_found(records):
 
 
 def test_ten_seconds_of_faults_leave_no_trace(records, monkeypatch, capsys):
-    _, record = records
+    _, record, _ = records
     assert len(record.rounds) >= 3
     mishaps = draw_mishaps(3)
     assert [each.mishap for each in record.rounds] == [next(mishaps) for _ in record.rounds]
@@ -65,13 +72,53 @@ def test_ten_seconds_of_faults_leave_no_trace(records, monkeypatch, capsys):
 
 
 def test_what_is_wrong_makes_the_exit_code_1(records, monkeypatch, capsys):
-    spoilt, record = records
+    spoilt, record, _ = records
     spoilt_record = soak.SoakRecord((spoilt,), record.statistics, 100, 2)
     monkeypatch.setattr(soak, "run_ranks", lambda *arguments: spoilt_record)
     assert run_bench(BenchOptions("soak")) == 1
     text = capsys.readouterr().out
     for name in ("tokens unlike", "windows with wrong counts", "replicas that were not", "threads more"):
         assert f"falls short: soak: {name}" in text
+
+
+def test_moving_is_measured_while_weights_move(records, monkeypatch, capsys):
+    *_, record = records
+    assert [each.moves for each in record.published] == [MOVES] * len(record.published)
+    assert len(record.published) >= 2
+    assert all(each.steps >= MOVES // PER_STEP for each in record.published)
+    assert record.wire_bytes == record.planned_bytes == len(record.published) * MOVES * BYTES_PER_EXPERT
+    assert record.copied_bytes == 0
+    assert list(record.calls_ms) == ["off", "observing", "moving"]
+    assert {samples.shape for samples in record.calls_ms.values()} == {(12, 2)}
+    monkeypatch.setattr(move, "run_ranks", lambda *arguments: replace(record, copied_bytes=1, wire_bytes=0))
+    assert run_bench(BenchOptions("move", quick=True)) == 0
+    told = capsys.readouterr()
+    assert "observing and moving" in told.err
+    for name in ("bytes of weights copied", "bytes on the wire"):
+        assert f"falls short: move: {name}" in told.out
+
+
+def test_plans_on_purpose_move_as_many_experts_as_they_say_and_keep_all_of_them():
+    placement = Placement.default(move_engine.SHAPE, EP2)
+    for seed in range(4):
+        plan = move_engine._plan_moves(placement, seed)
+        changed = plan.placement.slot_to_expert != placement.slot_to_expert
+        assert changed.sum() == len(plan.moves) == MOVES
+        for experts_P in plan.placement.slot_to_expert:
+            assert set(experts_P) == set(range(256))
+            for half_S in np.split(experts_P, 2):
+                assert len(set(half_S)) == len(half_S)
+        placement = plan.placement
+
+
+def test_weights_that_the_engines_thread_writes_are_seen():
+    weights = [torch.zeros(4, 8, dtype=torch.uint8), torch.zeros(3)]
+    with move_engine.WeightCopies(weights[:1]) as copies:
+        weights[0][2].copy_(torch.ones(8, dtype=torch.uint8))
+        weights[0][1, :3] = 7
+        weights[1].add_(1)
+        weights[0].sum()
+    assert copies.written_bytes == 8 + 3
 
 
 def test_every_mishap_has_its_turn_before_one_comes_twice():
