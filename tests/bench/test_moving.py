@@ -21,6 +21,9 @@ from isotherm.bench.soak_rounds import MISHAPS, SoakRounds, draw_mishaps
 from isotherm.cli.bench import run_bench
 from isotherm.testing.faults import HastyTransport
 
+# The processes may have kernels to compile first.
+pytestmark = pytest.mark.timeout(300)
+
 
 class Miscounted(deque):
     """Windows that tell one token more of one expert, and one less of another."""
