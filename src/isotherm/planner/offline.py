@@ -39,6 +39,8 @@ def plan(
     max_moves: int | None = None,
     max_bytes: int | None = None,
     min_gain_per_move: float = 0.0,
+    source_heat: ArrayLike | None = None,
+    locality_slack: float | None = None,
     bytes_per_expert: int | None = None,
     groups: int = 1,
 ) -> Plan:
@@ -58,6 +60,10 @@ def plan(
         max_imbalance: with ``current``, layers at or below this stay as they are.
         max_moves: slots that may change, over all layers.
         max_bytes: the same in bytes, with ``bytes_per_expert``, the weights of one expert in one layer.
+        source_heat: heat by the node that the tokens come from, [nodes, layers, experts], which adds up to
+            ``heat``; None: what a window tells, or equally much from each.
+        locality_slack: balancedness that each layer may give up so that fewer (token, expert) pairs cross
+            nodes, where dispatch fills what a node gets with the node's own tokens first; None: none.
         groups: expert groups to keep on one node each (policy ``"deepseek"``).
 
     Deterministic. Searches layers side by side, on as many threads as there are cores.
@@ -70,6 +76,7 @@ def plan(
     heat_LE: np.ndarray = np.asarray(heat) if layer_ids is None else cast(NamedHeat, heat).heat_LE
     if current is not None and not isinstance(current, Placement):
         current = Placement(np.asarray(current), heat_LE.shape[-1])
+    source = _source_heat(heat, heat_LE, topology, source_heat, wanted=locality_slack is not None)
     request = PlanRequest(
         heat_LE=heat_LE,
         topology=topology,
@@ -82,9 +89,32 @@ def plan(
         threads=os.cpu_count() or 1,
         heat_SLE=getattr(heat, "heat_SLE", None),
         engine=engine or "isotherm",
-        source_heat_NLE=getattr(heat, "source_heat_NLE", None),
+        source_heat_NLE=source,
+        locality_slack=locality_slack,
     )
     return make_plan(request, policy=policy, layer_ids=layer_ids)
+
+
+def _source_heat(
+    heat: ArrayLike | NamedHeat,
+    heat_LE: np.ndarray,
+    topology: Topology,
+    given: ArrayLike | None,
+    *,
+    wanted: bool,
+) -> np.ndarray | None:
+    """What is known of where tokens come from; equal parts where nothing is and something is ``wanted``."""
+    if given is not None:
+        source_NLE = np.asarray(given)
+        if source_NLE.ndim == 3 and not np.allclose(source_NLE.sum(axis=0), heat_LE):
+            raise ValueError(
+                "source_heat does not add up, over its nodes, to heat: give heat of the same span"
+            )
+        return source_NLE
+    known: np.ndarray | None = getattr(heat, "source_heat_NLE", None)
+    if known is None and wanted:
+        return np.stack([heat_LE / topology.nodes] * topology.nodes)
+    return known
 
 
 def _moves_within(max_moves: int | None, max_bytes: int | None, bytes_per_expert: int | None) -> int | None:

@@ -41,6 +41,9 @@ class PlanRequest:
         engine: who will route by the plan, and so how it is served, and what may not be in it.
         source_heat_NLE: float64 [nodes, layers, experts], heat by the node that its tokens come from; None:
             equally many from each.
+        locality_slack: balancedness that each layer may give up so that fewer pairs cross nodes, with policy
+            ``"incremental"`` and shares that prefer near replicas; None: that has no say. Needs
+            ``source_heat_NLE``.
         dispatch: ``"sender"`` where the rank that owns a token decides its slot, so that ranks may hold
             different tables for a while; ``"replicated"`` where every rank maps every token.
         slots_per_round: how many slots may be retired at once, over all layers.
@@ -62,6 +65,7 @@ class PlanRequest:
     heat_SLE: FloatArray | None = None
     engine: Engine = "isotherm"
     source_heat_NLE: FloatArray | None = None
+    locality_slack: float | None = None
     dispatch: Dispatch = "sender"
     slots_per_round: int = 16
 
@@ -78,6 +82,7 @@ class PlanRequest:
                 "or leave shares out"
             )
         self._check_sources()
+        self._check_locality()
         if not self.max_imbalance >= 1:
             raise ValueError(f"max_imbalance={self.max_imbalance} is below 1, the perfect balance")
         if self.max_moves is not None and self.max_moves < 0:
@@ -133,6 +138,24 @@ class PlanRequest:
             )
         heats = [_checked_heat(heat_LE) for heat_LE in self.source_heat_NLE]
         object.__setattr__(self, "source_heat_NLE", frozen(np.stack(heats), np.float64))
+
+    def _check_locality(self) -> None:
+        if self.locality_slack is None:
+            return
+        if not 0 <= self.locality_slack < 1:
+            raise ValueError(
+                f"locality_slack={self.locality_slack} is balancedness that may be given up: give 0 to below 1"
+            )
+        if self.source_heat_NLE is None:
+            raise ValueError(
+                f"locality_slack={self.locality_slack} without source_heat_NLE: nothing tells which nodes the "
+                "tokens come from; give it, or leave locality_slack out"
+            )
+        if self.shares != "balanced":
+            raise ValueError(
+                f"locality_slack={self.locality_slack} with shares={self.shares!r}: near replicas are preferred "
+                "by shares alone; give shares='balanced', or leave locality_slack out"
+            )
 
     @property
     def layers(self) -> int:

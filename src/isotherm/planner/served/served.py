@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import Int64Array
+from isotherm.planner.locality.place import place_near_tokens
 from isotherm.planner.policy.incremental import place_incremental
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.served.dispatch import rule_of, source_parts
@@ -20,9 +21,13 @@ def place_for_engine(request: PlanRequest) -> Int64Array:
     hottest layers first. Where that rule is far from equal parts (the nearest replica), it starts from what
     the slots hold now: moves that equal parts call for would be wasted.
 
+    Where pairs that cross nodes have a say, `place_near_tokens` answers.
+
     Raises:
         ValueError: as `place_incremental`.
     """
+    if request.locality_slack is not None:
+        return place_near_tokens(request)
     split = rule_of(request.engine).split
     if split in (None, EVEN):
         return place_incremental(request)

@@ -1,0 +1,1 @@
+"""Placements and shares with which few (token, expert) pairs leave their node."""
