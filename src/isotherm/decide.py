@@ -289,6 +289,7 @@ def _plan_moves(state: State, trial: Trial, heats: list[FloatArray], most: int) 
             max_moves=most,
             shares="balanced",
             threads=state.threads,
+            slots_per_round=state.config.moves_in_flight,
         )
         return make_plan(request, policy=state.config.policy)
 

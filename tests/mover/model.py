@@ -2,17 +2,19 @@
 
 A rank is always in a step (``depth`` of them are not finished), and begins the next, by the newest tables
 that it was left, when it likes; it tells its header when it likes, and acts on a round when it likes; a slot
-is written when its rank likes, or the write fails; a plan may be called off in any round. A rank that stops
-is one to which nothing happens any more.
+is written when its rank likes, or the write fails; a plan may be called off, or replaced by another, in any
+round. A rank that stops is one to which nothing happens any more.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
+from ways import rounds_between
 
 from isotherm.mover.ledger import Ledger, Phase, Rules
 from isotherm.mover.mover import Mover
@@ -22,13 +24,19 @@ from isotherm.topology import Topology
 EXPERTS, RANKS = 2, 3
 TOPOLOGY = Topology(ranks=RANKS, slots_per_rank=1)
 START = (0, 1, 1)
-RULES = Rules(TOPOLOGY, limit=2, reshare=Placement.even_shares)
+RULES = Rules(TOPOLOGY, Placement.even_shares)
 GARBAGE = -2
 """What a slot holds while it is written, and after a write that failed."""
 
 
 def placement(row):
     return Placement(np.array([row], np.int32), EXPERTS)
+
+
+@cache
+def ways(content, goal):
+    """The rounds from what slots hold to ``goal``, computed once: there are thousands of states."""
+    return rounds_between(placement(content), placement(goal), TOPOLOGY, limit=2)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Node:
     def key(self):
         ledger = self.mover.ledger
         return (
-            *(ledger.content.tobytes(), ledger.goal.tobytes(), ledger.shares.tobytes()),
+            *(ledger.content.tobytes(), ledger.rounds, ledger.shares.tobytes()),
             *(ledger.phase, ledger.batch, ledger.epoch, self.mover._carried, self.mover._turns),
             *(self.mover._ended, self.mover._is_off, self.staged, self.unfinished, self.epoch),
             *(self.chunks, self.has_begun, self.started, self.ended, self.failed, self.words, self.is_acting),
@@ -96,13 +104,15 @@ class Node:
 
 @dataclass
 class World:
-    """All ranks at one moment. ``goals`` are left to reach; ``failures`` and ``call_offs`` may still come."""
+    """All ranks at one moment. ``goals`` are left to reach, the first ``replacements`` of them before the one
+    before is; ``failures`` and ``call_offs`` may still come."""
 
     nodes: list[Node]
     memory: list[int]
     goals: tuple[tuple[int, ...], ...]
     failures: int
     call_offs: int
+    replacements: int = 0
     sent: dict = field(default_factory=dict)  # (chunk number, target) -> expert, on its way
     headers: np.ndarray | None = None
     aimed: tuple[int, ...] | None = None  # this round delivers a plan
@@ -110,14 +120,12 @@ class World:
 
     def clone(self):
         nodes = [node.clone() for node in self.nodes]
-        world = World(nodes, list(self.memory), self.goals, self.failures, self.call_offs, dict(self.sent))
-        world.headers, world.aimed, world.is_off = self.headers, self.aimed, self.is_off
-        return world
+        return replace(self, nodes=nodes, memory=list(self.memory), sent=dict(self.sent))
 
     def key(self):
         headers = None if self.headers is None else self.headers.tobytes()
         sent = tuple(sorted(self.sent.items()))
-        budget = (self.goals, self.failures, self.call_offs)
+        budget = (self.goals, self.failures, self.call_offs, self.replacements)
         return (
             *(node.key() for node in self.nodes),
             *self.memory,
@@ -147,21 +155,24 @@ class World:
         name = "beat" if in_one else "round"
         for rank, node in enumerate(self.nodes):
             if {node.epoch, *(tables.epoch for tables in node.unfinished)} != {node.staged.epoch}:
-                yield "step", rank
+                yield "step", (rank,)
             if node.is_acting:
-                yield "act", rank
+                yield "act", (rank,)
             elif node.words is None and not in_one:
-                yield "tell", rank
+                yield "tell", (rank,)
             if node.chunks and not node.has_begun:
-                yield "begin", rank
+                yield "begin", (rank,)
             if node.has_begun and self.has_arrived(node):
-                yield "end", rank
+                yield "end", (rank,)
                 if self.failures:
-                    yield "fail", rank
+                    yield "fail", (rank,)
         if in_one or all(node.words is not None for node in self.nodes):
-            yield name, False
-            if self.call_offs and self.nodes[0].mover.ledger.phase is not Phase.SETTLED:
-                yield name, True
+            yield name, (False,)
+            if self.nodes[0].mover.ledger.phase is not Phase.SETTLED:
+                if self.call_offs:
+                    yield name, (True,)
+                if self.replacements and self.goals:
+                    yield name, (False, True)
 
     def is_over(self):
         """Whether nothing can change any more but steps."""
@@ -181,20 +192,22 @@ class World:
     def tell(self, rank):
         self.nodes[rank].words = tuple(self.nodes[rank].mover.header())
 
-    def round(self, is_off):
+    def round(self, is_off, is_replaced=False):
         self.headers = np.array([node.words for node in self.nodes], np.int64)
         self.is_off = is_off
         self.call_offs -= is_off
         self.aimed = None
-        if self.goals and self.nodes[0].mover.ledger.phase is Phase.SETTLED:
+        is_settled = self.nodes[0].mover.ledger.phase is Phase.SETTLED
+        if self.goals and (is_settled or is_replaced):
+            self.replacements -= is_replaced
             self.aimed, self.goals = self.goals[0], self.goals[1:]
         for node in self.nodes:
             node.words, node.is_acting = None, True
 
-    def beat(self, is_off):
+    def beat(self, is_off, is_replaced=False):
         for rank in range(RANKS):
             self.tell(rank)
-        self.round(is_off)
+        self.round(is_off, is_replaced)
         for rank in range(RANKS):
             self.act(rank)
 
@@ -204,7 +217,8 @@ class World:
         if self.is_off:
             node.mover.call_off()
         if self.aimed is not None:
-            node.mover.aim(placement(self.aimed), placement(self.aimed).even_shares())
+            goal, content = placement(self.aimed), node.mover.ledger.content[0].tolist()
+            node.mover.aim(goal, goal.even_shares(), ways(tuple(content), self.aimed))
         node.mover.act(self.headers, None)
 
     def begin(self, rank):
@@ -240,19 +254,28 @@ class Explored:
     found: str | None  # what was wrong first
 
 
-def explore(goals, *, failures=0, call_offs=0, depth=1, in_one=False, node=Node):
-    """Every state that can be reached, breadth first, until something is wrong."""
+def explore(goals, *, failures=0, call_offs=0, replacements=0, depth=1, in_one=False, node=Node):
+    """Every state of such ranks, until something is wrong."""
     nodes = [node(rank, depth) for rank in range(RANKS)]
-    first = World(nodes, list(START), tuple(goals), failures, call_offs)
+    first = World(nodes, list(START), tuple(goals), failures, call_offs, replacements)
+
+    def is_there(world):
+        return all(each.mover.ledger.placement == placement(goals[-1]) for each in world.nodes)
+
+    return explore_from(first, in_one, is_there)
+
+
+def explore_from(first, in_one, is_there):
+    """Every state that can be reached from ``first``, breadth first, until something is wrong."""
     seen, waiting, has_arrived = {hash(first.key())}, deque([first]), False
     while waiting:
         world = waiting.popleft()
         if world.is_over():
-            has_arrived |= all(each.mover.ledger.placement == placement(goals[-1]) for each in world.nodes)
+            has_arrived |= is_there(world)
             continue
-        for name, argument in world.happenings(in_one):
+        for name, arguments in world.happenings(in_one):
             after = world.clone()
-            getattr(after, name)(argument)
+            getattr(after, name)(*arguments)
             if (wrong := after.wrong()) is not None:
                 return Explored(len(seen), has_arrived, wrong)
             key = hash(after.key())

@@ -19,8 +19,14 @@ THERE, BACK = (0, 1, 0), (1, 1, 0)
         {"goals": (THERE,)},
         {"goals": (THERE,), "call_offs": 1, "in_one": True, "depth": 2},
         {"goals": (THERE,), "failures": 1, "in_one": True},
+        {"goals": (THERE, BACK), "replacements": 1, "in_one": True},
     ],
-    ids=["every order of tellings and actings", "called off, two steps deep", "a write fails"],
+    ids=[
+        "every order of tellings and actings",
+        "called off, two steps deep",
+        "a write fails",
+        "replaced under way",
+    ],
 )
 def test_every_state_is_right(case):
     explored = explore(**case)
@@ -65,8 +71,8 @@ def test_a_slot_that_was_called_off_and_is_used_again_at_once_is_found(monkeypat
         after = real(ledger, rules, step)
         if ledger.phase is not Phase.FILLING:
             return after
-        shares = np.where(ledger.goal >= 0, 0.5, 0.0)
-        return replace(after, content=ledger.goal, shares=shares)
+        content, _ = transitions.written(ledger, None)
+        return replace(after, content=content, shares=np.array([[1.0, 0.5, 0.5]]))
 
     monkeypatch.setattr(transitions, "called_off", called_off)
     assert explore(goals=(THERE,), call_offs=1, in_one=True).found is not None

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isotherm as iso
-from isotherm.mover import ledger
 from isotherm.planner import PlanRequest, balanced_shares, make_plan
 from isotherm.planner.order.rounds import order_rounds, transient_imbalance
 
@@ -57,23 +56,20 @@ def test_every_expert_keeps_a_live_replica_on_the_way_to_any_goal(way):
 
 
 def test_few_detours():
-    """Only cycles ask for them. The mover's own order, which sees no heat, makes as many."""
+    """Only cycles ask for them: each at most one."""
     rng = np.random.default_rng(0)
-    ours = theirs = moves = 0
+    detours = 0
     for _ in range(60):
         topology = iso.Topology(int(rng.integers(2, 7)), int(rng.integers(1, 5)))
         experts = int(rng.integers(1, topology.slots))
         row = np.concatenate([np.arange(experts), rng.integers(0, experts, topology.slots - experts)])
         current, goal = (iso.Placement(rng.permutation(row)[None], experts) for _ in range(2))
         request = PlanRequest(np.ones((1, experts)), topology, current, slots_per_round=4)
-        ours += len(order_rounds(request, goal).refills_N5)
-        moves += int((current.slot_to_expert != goal.slot_to_expert).sum())
-        content_LP = current.slot_to_expert.copy()
-        while batch := ledger.next_batch(content_LP, goal.slot_to_expert, experts, topology, 4):
-            for fill in batch:
-                content_LP[fill.layer, fill.target] = fill.expert
-            theirs += len(batch)
-    assert moves <= ours <= 1.05 * theirs
+        moves = int((current.slot_to_expert != goal.slot_to_expert).sum())
+        refills = len(order_rounds(request, goal).refills_N5)
+        assert moves <= refills <= moves + 2 * (moves // 2)
+        detours += refills - moves
+    assert 0 < detours < 40
 
 
 def test_a_swap_travels_through_the_slot_that_is_missed_least():

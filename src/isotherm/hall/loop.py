@@ -101,7 +101,7 @@ class Loop:
         rooms, config = self._rooms, self._config
         return Mover(
             start,
-            Rules(self._topology, config.moves_in_flight, self._reshare),
+            Rules(self._topology, self._reshare),
             rooms.carrier,
             bytes_per_expert=rooms.bytes_per_expert,
             bytes_per_step=config.move_bytes_per_step,
@@ -174,7 +174,7 @@ class Loop:
             self.watch.see(Seen.DECIDED)
             return
         try:
-            self.mover.aim(plan.placement, plan.shares)
+            self.mover.aim(plan.placement, plan.shares, plan.rounds)
         except ValueError as error:  # on every rank alike
             self.watch.fail("plan_refused", str(error))
             return

@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from isotherm.control import Link
-from isotherm.mover.ledger import Fill
+from isotherm.mover.schedule import Fill
 from isotherm.streams import Stream
 
 logger = logging.getLogger("isotherm")
 
 
 class Transport(Protocol):
-    """Carries the weights of fills; see `mover.transport.HostTransport`."""
+    """Carries the weights of fills: this rank's part of them, on the carrier's thread, with the same fills on
+    every rank. `HostTransport` shows how; `ExpertWeights` knows their sources and targets."""
 
     received_bytes: int
 
@@ -33,12 +34,21 @@ class Carrier:
     Args:
         stream: runs the chunks; the caller's own makes each one be carried when it is started.
         on_end: called when a chunk ended, on the stream.
+        on_arrival: called with a chunk that has arrived, on the stream, before any rank hears of it. What it
+            raises is a failure of the chunk.
     """
 
-    def __init__(self, transport: Transport, stream: Stream, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        stream: Stream,
+        on_end: Callable[[], None],
+        on_arrival: Callable[[Sequence[Fill]], None] = lambda fills: None,
+    ) -> None:
         self._transport = transport
         self._stream = stream
         self._on_end = on_end
+        self._on_arrival = on_arrival
         self._last_ended = threading.Event()
         self._last_ended.set()
         self.started = 0  # written by the heartbeat's thread alone
@@ -71,6 +81,7 @@ class Carrier:
     def _carry(self, fills: Sequence[Fill], link: Link, ended: threading.Event) -> None:
         try:
             self._transport.carry(fills, link)
+            self._on_arrival(fills)
         except Exception:
             logger.exception("isotherm: a transfer of %d experts failed on rank %d", len(fills), link.rank)
             self.failed += 1

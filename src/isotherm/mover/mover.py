@@ -6,13 +6,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from isotherm.arrays import Int64Array
+from isotherm.arrays import FloatArray, Int64Array
 from isotherm.control import Link, Seen, Span, no_span
 from isotherm.errors import ProtocolError
+from isotherm.mover import agreed
 from isotherm.mover import ledger as transitions
 from isotherm.mover.carrier import Carrier
 from isotherm.mover.ledger import Ledger, Phase, Rules
-from isotherm.placement import Placement
+from isotherm.mover.schedule import Fill
+from isotherm.placement import Placement, Rounds
+
+_CARRYING = (Phase.FILLING, Phase.STAGING)
 
 
 class Mover:
@@ -20,13 +24,14 @@ class Mover:
 
     Args:
         start: the ledger of weights as loaded.
-        rules: how many slots are retired at once, and what the others receive meanwhile.
+        rules: how the way is made, and what slots receive meanwhile.
         carrier: carries weights; None where weights never move, and goals must equal what is.
         bytes_per_expert, bytes_per_step: what a move weighs, and what may arrive per step of the
             engine, over all ranks. A batch's moves are carried as the budget grows.
         finished: reads ``(epoch, steps)`` of this rank: the newest tables with which a step is finished
             (done on its stream), and how many steps are. Never waits.
-        publish: called when an epoch begins, with the ledger to build tables from.
+        publish: called when an epoch begins, with the ledger to build tables from. By the step word: its
+            tables and the batch's buffers lie ready on every rank, to be taken up when all have told so.
         see: told of progress and of the end, on every rank in the same round.
         fail: told which ranks failed to carry, on every rank in the same round; the plan is called off
             before the round ends.
@@ -48,7 +53,8 @@ class Mover:
         fail: Callable[[str], None] = lambda message: None,
         span: Span = no_span,
     ) -> None:
-        self.ledger = start
+        # What slots held before the newest epoch, and the newest. Replaced whole, and read by any thread.
+        self._ledgers = (start, start)
         self._carrier = carrier
         self._bytes_per_expert = bytes_per_expert
         self._bytes_per_step = bytes_per_step
@@ -68,6 +74,17 @@ class Mover:
         self.moves = 0
 
     @property
+    def ledger(self) -> Ledger:
+        """The newest. Any thread."""
+        return self._ledgers[1]
+
+    def ledger_in_force(self, epoch: int) -> Ledger:
+        """What the slots of this rank hold while the tables of ``epoch`` are in force here. On the engine's
+        thread, between steps."""
+        before, newest = self._ledgers
+        return before if newest.phase is Phase.AGREEING and epoch < newest.epoch else newest
+
+    @property
     def moved_bytes(self) -> int:
         """Bytes that arrived in slots of this rank."""
         return self._carrier.received_bytes if self._carrier is not None else 0
@@ -78,15 +95,26 @@ class Mover:
         last round told: the same on every rank."""
         return self._carrier is None or self._ended == self._carrier.started
 
-    def aim(self, goal: Placement, shares_LP: np.ndarray) -> None:
-        """Begins the way to ``goal``. In the same round on every rank.
+    def aim(self, goal: Placement, shares_LP: FloatArray, rounds: Rounds) -> None:
+        """Begins the way to ``goal``, from what is: whatever is under way is given up. In the same round on
+        every rank. ``rounds`` order it, except where the step word does.
 
         Raises:
-            ValueError: as `ledger.accept`, or weights would have to move and there is no transport.
+            ValueError: as `ledger.accept` and `agreed.accept`, or weights would have to move and there is no
+                transport, or the ranks have still to agree on the tables of the plan before.
         """
         if self._carrier is None and goal != self.ledger.placement:
             raise ValueError("the plan moves weights, but the balancer was built with weights=None")
-        self._enter(transitions.accept(self.ledger, goal, shares_LP, self._rules, self._step))
+        self._give_up()
+        if self.ledger.phase is not Phase.SETTLED:
+            raise ValueError(
+                f"the ranks have still to agree on the tables of epoch {self.ledger.epoch}: make another "
+                "plan when they have"
+            )
+        if self._rules.by_word:
+            self._enter(agreed.accept(self.ledger, goal, shares_LP, self._rules, self._step))
+        else:
+            self._enter(transitions.accept(self.ledger, goal, shares_LP, rounds, self._rules, self._step))
 
     def call_off(self) -> None:
         """Gives up the plan that is under way, in this round or the next in which the mover acts. On every
@@ -108,7 +136,7 @@ class Mover:
         self._check_failures(headers_GW[:, 3])
         if self._is_off:
             self._is_off = False
-            self._call_off()
+            self._give_up()
             return False
         turns, phase = self._turns, self.ledger.phase
         has_started = self._advance(epoch, link)
@@ -136,43 +164,58 @@ class Mover:
     def _check_failures(self, failures_G: Int64Array) -> None:
         known_G, self._failures_G = self._failures_G, failures_G.copy()
         failed_G = failures_G > (0 if known_G is None else known_G)
-        if failed_G.any() and self.ledger.phase is Phase.FILLING:
+        if failed_G.any() and self.ledger.phase in _CARRYING:
             self._is_off = True
             ranks = ", ".join(map(str, np.flatnonzero(failed_G).tolist()))
             self._fail(f"rank {ranks} could not carry its part of {len(self.ledger.batch)} experts")
 
-    def _call_off(self) -> None:
-        if self.ledger.phase is not Phase.SETTLED:
+    def _give_up(self) -> None:
+        phase = self.ledger.phase
+        if phase in (Phase.RETIRING, Phase.FILLING):
             self._enter(transitions.called_off(self.ledger, self._rules, self._step))
+        elif phase is not Phase.SETTLED:
+            self._enter(agreed.called_off(self.ledger, self._step))
 
     def _advance(self, epoch: int, link: Link) -> bool:
         """Takes what every rank has reported; whether this round started to carry weights."""
-        if self.ledger.phase is Phase.RETIRING and epoch >= self.ledger.epoch:
-            self.ledger = transitions.retired(self.ledger, self._step)
-            self._turns += 1
-            self._carried = 0
-        if self.ledger.phase is not Phase.FILLING:
+        ledger = self.ledger
+        if ledger.phase is Phase.RETIRING and epoch >= ledger.epoch:
+            self._enter(transitions.retired(ledger, self._step))
+        elif ledger.phase is Phase.AGREEING and epoch >= ledger.epoch:
+            self._enter(agreed.taken(ledger, self._rules, self._step))
+        if self.ledger.phase not in _CARRYING:
             return False
-        if self._carried == len(self.ledger.batch) and self.is_clear:
-            # Every rank has carried its part of all fills, so what they say holds for all slots.
-            self.moves += len(self.ledger.batch)
-            self._enter(transitions.filled(self.ledger, self._rules, self._step))
-            return False
-        return self._carry(link)
+        if self._carried < len(self.ledger.batch) or not self.is_clear:
+            return self._carry(link)
+        # Every rank has carried its part of all fills, so what they say holds for all slots.
+        self.moves += len(self.ledger.batch)
+        arrive = agreed.staged if self._rules.by_word else transitions.filled
+        self._enter(arrive(self.ledger, self._rules, self._step))
+        return False
 
     def _carry(self, link: Link) -> bool:
-        """Starts as many of the batch's fills as the budget of the steps made so far allows; whether any."""
+        """Starts as many of the batch's fills as the budget of the steps made so far allows, leg after leg;
+        whether any."""
         assert self._carrier is not None, "aim() lets nothing move without a transport"
         steps = self._step - self.ledger.since_step + 1
         allowed = max(steps * self._bytes_per_step // max(self._bytes_per_expert, 1), 0)
-        fills = self.ledger.batch[self._carried : allowed]
-        if fills:
+        batch, before = self.ledger.batch, self._carried
+        while fills := _same_leg(batch[self._carried : allowed]):
             with self._span(f"carry {len(fills)} experts", "heartbeat"):
                 self._carrier.start(fills, link)
             self._carried += len(fills)
-        return bool(fills)
+        return self._carried > before
 
     def _enter(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+        """The next ledger; one that begins an epoch is published."""
+        before, newest = self._ledgers
+        self._ledgers = (before if ledger.epoch == newest.epoch else newest, ledger)
+        self._carried = 0
         self._turns += 1
-        self._publish(ledger)
+        if ledger.epoch != newest.epoch:
+            self._publish(ledger)
+
+
+def _same_leg(fills: Sequence[Fill]) -> tuple[Fill, ...]:
+    """Those of the first one's leg."""
+    return tuple(fill for fill in fills if fill.leg == fills[0].leg)

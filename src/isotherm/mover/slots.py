@@ -93,5 +93,5 @@ def find_unequal(gathered_GW: Int64Array, layers: int) -> tuple[Unequal, ...]:
 def _checksum(views: tuple[torch.Tensor, ...]) -> int:
     hashed = hashlib.blake2b(digest_size=8)
     for view in views:
-        hashed.update(view.cpu().numpy().data)
+        hashed.update(view.cpu().contiguous().numpy().data)
     return int.from_bytes(hashed.digest(), "little") >> 1

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from isotherm.balancer import Balancer
 from isotherm.control import Link
 from isotherm.mover import HostTransport
-from isotherm.mover.ledger import Fill
+from isotherm.mover.schedule import Fill
 from isotherm.status import FailureKind
 
 What = Literal[
@@ -114,8 +114,8 @@ class Fault:
         real(fills, link)
         for fill in fills:
             if transport._topology.rank_of(fill.target) == link.rank:
-                for view in transport._views(fill, fill.target):
-                    view[: view.numel() // 2 + 1].zero_()
+                for view in transport._weights.target(fill):
+                    view[: len(view) // 2 + 1].zero_()
         raise RuntimeError("transfer fails, on purpose")
 
     def _pause_before(self, real: Callable[..., Any], *args: Any) -> Any:

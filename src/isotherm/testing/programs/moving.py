@@ -11,11 +11,14 @@ import torch
 from isotherm.arrays import Int32Array
 from isotherm.control import Heartbeat
 from isotherm.mover.carrier import Carrier
-from isotherm.mover.ledger import Fill, Ledger, Phase, Rules
+from isotherm.mover.ledger import Ledger, Phase, Rules
 from isotherm.mover.mover import Mover
+from isotherm.mover.schedule import Fill
 from isotherm.mover.transport import HostTransport
 from isotherm.mover.weights import ExpertWeights
 from isotherm.placement import Placement
+from isotherm.planner import PlanRequest
+from isotherm.planner.order.rounds import order_rounds
 from isotherm.streams import Event
 from isotherm.testing.programs.parts import LoneLink, ScriptedLink
 from isotherm.testing.simulated import Simulation
@@ -47,7 +50,7 @@ class _Heartbeat:
         topology = Topology(ranks=1, slots_per_rank=SLOTS)
         self.mover = Mover(
             Ledger.start(start, start.even_shares()),
-            Rules(topology, limit=2, reshare=Placement.even_shares),
+            Rules(topology, Placement.even_shares),
             Carrier(transport, backend.caller_stream(), on_end=lambda: None),
             bytes_per_expert=bytes_per_expert,
             bytes_per_step=bytes_per_expert * 2,
@@ -63,7 +66,13 @@ class _Heartbeat:
                 np.concatenate([np.arange(EXPERTS), traffic.integers(0, EXPERTS, 2)]) for _ in range(LAYERS)
             ]
             goal = Placement(np.stack([traffic.permutation(row) for row in rows]).astype(np.int32), EXPERTS)
-            self.mover.aim(goal, goal.even_shares())
+            request = PlanRequest(
+                np.ones((LAYERS, EXPERTS)),
+                Topology(ranks=1, slots_per_rank=SLOTS),
+                self.mover.ledger.placement,
+                slots_per_round=2,
+            )
+            self.mover.aim(goal, goal.even_shares(), order_rounds(request, goal))
         self._rounds.beat()
 
     def _finished(self) -> tuple[int, int]:
@@ -124,7 +133,7 @@ def weights_between_ranks(simulation: Simulation) -> None:
         simulation.join_thread("heartbeat")
         arrived = weights_LPW[1][1].cpu().tolist()
         assert link.received == [np.zeros(WIDTH, np.int64).tobytes()], "what was sent"
-        assert arrived == [50 + 64] * WIDTH, f"what arrived: {arrived}"
+        assert arrived == [51] * WIDTH, f"what arrived: {arrived}"
         assert other.cpu().tolist() == [0] * WIDTH
 
 
