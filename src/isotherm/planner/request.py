@@ -144,17 +144,17 @@ class PlanRequest:
             return
         if not 0 <= self.locality_slack < 1:
             raise ValueError(
-                f"locality_slack={self.locality_slack} is balancedness that may be given up: give 0 to below 1"
+                f"locality_slack={self.locality_slack} is balancedness to give up: give 0 to below 1"
             )
         if self.source_heat_NLE is None:
             raise ValueError(
-                f"locality_slack={self.locality_slack} without source_heat_NLE: nothing tells which nodes the "
-                "tokens come from; give it, or leave locality_slack out"
+                f"locality_slack={self.locality_slack} without source_heat_NLE: nothing tells from which nodes "
+                "tokens come; give it, or leave locality_slack out"
             )
         if self.shares != "balanced":
             raise ValueError(
-                f"locality_slack={self.locality_slack} with shares={self.shares!r}: near replicas are preferred "
-                "by shares alone; give shares='balanced', or leave locality_slack out"
+                f"locality_slack={self.locality_slack} with shares={self.shares!r}: near replicas are "
+                "preferred by shares; give shares='balanced', or leave locality_slack out"
             )
 
     @property
