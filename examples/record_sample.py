@@ -2,9 +2,11 @@
 
 torchrun --nproc-per-node 8 examples/record_sample.py --out src/isotherm/traces/sample.heat
 
-Each rank reads prompts and lets the model continue them, byte by byte, from its cache: reading is prefill,
-writing is decode. The text is prose, fades into code, stays code, and turns back to prose at once. Equal
-runs read equal text; what the model writes hangs on the machine's floating point.
+Each rank reads prompts and has the model write behind them, byte by byte, from its cache: reading is
+prefill, writing is decode. Answers are code throughout. Prompts are prose, which asks for code; fade into
+code, which is to be completed; stay so, and turn back to prose at once. So prefill and decode use other
+experts while prose is read, and the same while code is. What is written is given, as from an answer that is
+known: equal runs serve equal text.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from isotherm.traces.recording import record_to
 
 SEQUENCES, PROMPT, WRITTEN = 8, 96, 24
 ROUND = 1 + WRITTEN  # steps: one reads the prompts, the others write a byte of each sequence
+ANSWERS = 1 << 20  # prompts and answers are other stretches of text
 ROUNDS_PER_WINDOW = 2
 PROSE, FADE, CODE, PROSE_AGAIN = 20, 4, 16, 8  # windows
 
@@ -37,25 +40,27 @@ def part_of_code(window: int) -> float:
     return float(np.clip((window - PROSE + 1) / (FADE + 1), 0, 1))
 
 
-def prompts(corpus: Corpus, number: int, rank: int) -> torch.Tensor:
-    """int64 [sequences, bytes]."""
-    both = [
-        corpus.batch(kind, number, rank, seed=0, sequences=SEQUENCES, length=PROMPT)
-        for kind in range(len(corpus.kinds))
-    ]
-    share = part_of_code(number // ROUNDS_PER_WINDOW)
-    is_code = np.random.default_rng((number, rank)).random(SEQUENCES) < share
-    return torch.from_numpy(np.where(is_code[:, None], both[1], both[0]))
+def texts(corpus: Corpus, number: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts int64 [sequences, bytes], and what is written behind them."""
+    prose, code = range(len(corpus.kinds))
+
+    def batch(kind: int, step: int, length: int) -> np.ndarray:
+        return corpus.batch(kind, step, rank, seed=0, sequences=SEQUENCES, length=length)
+
+    is_code = np.random.default_rng((number, rank)).random(SEQUENCES) < part_of_code(
+        number // ROUNDS_PER_WINDOW
+    )
+    read = np.where(is_code[:, None], batch(code, number, PROMPT), batch(prose, number, PROMPT))
+    return torch.from_numpy(read), torch.from_numpy(batch(code, ANSWERS + number, WRITTEN))
 
 
 @torch.inference_mode()
-def serve_round(engine: ExpertParallelModel, ids: torch.Tensor, generator: torch.Generator) -> None:
-    """Reads the prompts and writes ``WRITTEN`` bytes behind each."""
-    done = engine.model(input_ids=ids, use_cache=True)
-    for _ in range(WRITTEN):
-        parts = torch.softmax(done.logits[:, -1], dim=-1)
-        ids = torch.multinomial(parts, 1, generator=generator)
-        done = engine.model(input_ids=ids, past_key_values=done.past_key_values, use_cache=True)
+def serve_round(engine: ExpertParallelModel, prompts: torch.Tensor, answers: torch.Tensor) -> None:
+    """Reads the prompts and writes the answers behind them, a byte of each sequence per step."""
+    done = engine.model(input_ids=prompts, use_cache=True)
+    for byte in range(WRITTEN):
+        written = answers[:, byte : byte + 1]
+        done = engine.model(input_ids=written, past_key_values=done.past_key_values, use_cache=True)
 
 
 def main() -> None:
@@ -84,10 +89,9 @@ def main() -> None:
             engine="transformers",
         )
         engine.balancer.on_window(recorder)
-    generator = torch.Generator().manual_seed(rank)
     for window in range(options.windows):
         for number in range(ROUNDS_PER_WINDOW * window, ROUNDS_PER_WINDOW * (window + 1)):
-            serve_round(engine, prompts(corpus, number, rank), generator)
+            serve_round(engine, *texts(corpus, number, rank))
             # A machine that serves eight ranks may lag, and slices would be longer for it.
             while engine.balancer.statistics().gathered_step < ROUND * (number + 1):
                 time.sleep(0.005)

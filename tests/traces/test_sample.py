@@ -11,7 +11,7 @@ import pytest
 import isotherm as iso
 from isotherm.cli.main import main
 from isotherm.traces.detection import detect_format, located
-from isotherm.traces.skew import measure_skew
+from isotherm.traces.skew import cosines, measure_skew
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -46,6 +46,15 @@ def test_the_text_of_the_sample_fades_into_code_and_turns_back_at_once() -> None
     assert moving[0] == 40
     assert set(moving[1:]) == {20, 21, 22, 23, 24}
     assert np.median(list(cosines.values())) > 0.999
+
+
+def test_prefill_and_decode_use_other_experts_while_prose_is_read_and_code_written() -> None:
+    cosines_W = []
+    for window in iso.read_heat("sample"):
+        prefill_LE, decode_LE = window.heat_KSLE.sum(axis=1)
+        cosines_W.append(cosines(prefill_LE, decode_LE).mean())
+    prose_is_read = [*cosines_W[:20], *cosines_W[40:]]
+    assert max(prose_is_read) < 0.95 < 0.99 < min(cosines_W[25:40])
 
 
 def test_a_file_of_that_name_goes_before_the_one_that_ships(tmp_path: Path, monkeypatch) -> None:
