@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from test_files import EXPERTS, LAYERS, make_heat, run
 
 import isotherm as iso
 from isotherm.cli import plan_file
-from isotherm.cli.pictures import HeatSeries, PlanPicture
+from isotherm.cli.pictures import HeatSeries, PlanPicture, put_title
 from isotherm.window import overall_imbalance
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,6 +36,15 @@ def test_inspect_draws_and_prints_as_without(tmp_path: Path, capsys, suffix: str
     plain = run(capsys, "inspect", path)
     assert run(capsys, "inspect", path, "--plot", out) == plain
     check_picture_file(out, "Skew per layer")
+
+
+def test_a_long_title_stays_within_the_picture() -> None:
+    for width in (7.6, 11.0):
+        figure = Figure(figsize=(width, 5.0))
+        put_title(figure, "a_very_long_name_of_a_file.heat: " + "WORDS and words, " * 12)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        box = figure.texts[0].get_window_extent(renderer)
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def check_picture_file(path: Path, table: str) -> None:

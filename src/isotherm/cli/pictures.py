@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".html")
 _WIDTH = 11.0
 _DPI = 110
+_TITLE_SIGNS = 9  # of a title, in an inch of a picture's width
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>body{{font-family:sans-serif;margin:2em;max-width:75em}}img{{max-width:100%}}pre{{overflow-x:auto}}</style>
@@ -112,7 +114,7 @@ def draw_heat(title: str, series: HeatSeries, kinds: Sequence[str], layer_ids: S
     assert series.heat_KLE is not None, "windows were noted"
     shown = [(kind, heat_LE) for kind, heat_LE in zip(kinds, series.heat_KLE) if heat_LE.any()]
     figure = _new_figure(8.0)
-    figure.suptitle(title, fontsize=13)
+    put_title(figure, title)
     rows = figure.add_gridspec(2, 1, height_ratios=(1.5, 1.0))
     _draw_maps(figure, rows[0].subgridspec(1, len(shown)), shown, layer_ids)
     lower = rows[1].subgridspec(1, 2)
@@ -134,7 +136,7 @@ def draw_heat(title: str, series: HeatSeries, kinds: Sequence[str], layer_ids: S
 def draw_plan(picture: PlanPicture) -> Figure:
     """The heat, loads of the ranks before and after, and imbalance per layer and over time."""
     figure = _new_figure(9.5)
-    figure.suptitle(picture.title, fontsize=13)
+    put_title(figure, picture.title)
     rows = figure.add_gridspec(3, 1, height_ratios=(1.0, 1.0, 0.9))
     _draw_maps(
         figure, rows[0].subgridspec(1, 1), [("what was planned for", picture.heat_LE)], picture.layer_ids
@@ -147,6 +149,11 @@ def draw_plan(picture: PlanPicture) -> Figure:
     axes.plot(picture.steps, picture.after_N, color="black", marker=".", label="after")
     _finish_time(axes)
     return figure
+
+
+def put_title(figure: Figure, title: str) -> None:
+    """Writes the title above the figure, in as many lines as it takes: names of files are long."""
+    figure.suptitle(fill(title, round(_TITLE_SIGNS * figure.get_figwidth())), fontsize=13)
 
 
 def _new_figure(height: float) -> Figure:
@@ -182,6 +189,7 @@ def _draw_profiles(axes: Axes, heat_LE: Int64Array) -> None:
     axes.plot(rank_E, middle_E, color="#b5432a", label="median layer")
     axes.axhline(1, color="#cccccc", lw=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title("experts from hottest to coldest", fontsize=10)
     axes.set_xlabel("rank of the expert in its layer")
     axes.set_ylabel("heat / layer mean")

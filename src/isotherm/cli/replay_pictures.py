@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from isotherm.cli.pictures import put_title
 from isotherm.observe.picture import OFF_COLOUR, PUBLISH_COLOUR
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def draw_replay(title: str, report: ReplayReport) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5.4), layout="constrained", dpi=_DPI)
-    figure.suptitle(title, fontsize=13)
+    put_title(figure, title)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     steps = [window.end_step for window in report.windows]
     upper.plot(
@@ -75,7 +76,7 @@ def draw_policies(title: str, found: Comparison) -> Figure:
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(-0.1, 150)
     axes.set_xticks([0, 1, 10, 100], ["0", "1 %", "10 %", "100 %"])
-    axes.set_title(title, fontsize=11)
+    put_title(figure, title)
     axes.set_xlabel("slots moved by a plan, mean")
     axes.set_ylabel(
         "balancedness served: mean rank / hottest rank\n(point: median window, line: down to the worst)"
