@@ -70,7 +70,10 @@ def test_rows_of_passes_keep_their_noise(tmp_path: Path, capsys) -> None:
     code, out, _ = run(capsys, "compare", path, *CLUSTER, "--window", 6, "--json")
     assert code == 0
     assert json.loads(out)["windows"] == 4
-    code, _, err = run(capsys, "compare", path, *CLUSTER)
+    code, out, _ = run(capsys, "compare", path, *CLUSTER, "--json")
+    assert code == 0
+    assert json.loads(out)["windows"] == 8  # a short trace in eighths
+    code, _, err = run(capsys, "compare", path, *CLUSTER, "--window", 256)
     assert code == 2
     assert f"{path}: holds 24 steps, fewer than a window of 256" in err
 

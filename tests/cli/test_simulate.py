@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import isotherm as iso
+from isotherm.cli.config_file import flag_aliases
+from isotherm.cli.simulate import SimulateOptions
 from isotherm.config import Config
 from isotherm.planner.outlook.price import StepTime
 from isotherm.replay import Cluster, replay_trace
@@ -47,6 +50,36 @@ def test_it_is_the_replay_of_the_library(tmp_path: Path, capsys) -> None:
     expected = replay_trace(windows, cluster, config, placement=placement, delay_steps=2)
     assert json.loads(out) == json.loads(json.dumps(expected.as_dict()))
     assert expected.moves > 0
+
+
+def test_every_setting_of_the_balancer_is_an_option_or_said_by_another() -> None:
+    """A new setting is one of the command without a word here."""
+    flags = flag_aliases(SimulateOptions)
+    elsewhere = {
+        "window_steps": "--window", "slices": "--window", "move_bytes_per_step": "--budget",
+        "step_ms": "--step-ms", "expert_share": "--expert-share",
+        "link_bytes_per_second": "--link-gb-per-second", "heartbeat_seconds": None,
+    }  # fmt: skip
+    for setting in fields(Config):
+        assert elsewhere.get(setting.name, f"--{setting.name.replace('_', '-')}") in {*flags, None}
+    assert not {"--window-steps", "--move-bytes-per-step", "--heartbeat-seconds"} & set(flags)
+
+
+def test_settings_of_the_balancer_reach_it_from_flags_and_from_a_file(tmp_path: Path, capsys) -> None:
+    path, settings = save(tmp_path), tmp_path / "settings.yaml"
+    settings.write_text("min-gain: 0.5\nforecast: last\nmax-moves: 3\nrobust: true\n")
+    told = ("simulate", path, *CLUSTER, "--json", "--config", settings)
+    assert json.loads(run(capsys, *told)[1])["decisions"]["moves"] == 0
+    code, out, _ = run(capsys, *told, "--min-gain", 0)
+    config = Config(mode="full", min_gain=0.0, forecast="last", max_moves=3, robust=True)
+    expected = replay_trace(drifting_windows(8), Cluster(TOPOLOGY), config, delay_steps=4)
+    assert json.loads(out)["windows"] == json.loads(json.dumps(expected.as_dict()))["windows"]
+    assert (code, expected.moves > 0) == (0, True)
+    code, _, err = run(capsys, *told, "--forecast", "nonsense")
+    assert code == 2
+    assert "forecast='nonsense' is unknown" in err
+    settings.write_text("heartbeat-seconds: 1\n")
+    assert run(capsys, *told)[0] == 2
 
 
 def test_one_matrix_has_nothing_to_replay(tmp_path: Path, capsys) -> None:

@@ -16,7 +16,7 @@ import isotherm as iso
 from isotherm.placement import rank_loads
 from isotherm.planner.advice import advise
 from isotherm.planner.outlook.price import StepTime
-from isotherm.replay import Cluster
+from isotherm.replay import Cluster, side_by_side
 from isotherm.replay.comparison import compare_policies
 from isotherm.replay.lengths import best_length
 from isotherm.replay.side_by_side import ServedWindow
@@ -143,3 +143,17 @@ def test_the_example_compares_workloads_in_the_order_of_their_names(tmp_path, mo
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert "3 changes of workload" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compiling_is_no_part_of_the_time_of_a_plan(monkeypatch):
+    planned = []
+    real = side_by_side.plan
+    monkeypatch.setattr(
+        side_by_side, "plan", lambda heat, *args, **named: planned.append(heat) or real(heat, *args, **named)
+    )
+    side_by_side._compile.cache_clear()
+    windows = drifting_windows(3)
+    for _ in range(2):
+        side_by_side.serve_policy("swift", windows, Cluster(TOPOLOGY), "isotherm")
+    assert np.shape(planned[0]) == (1, 4)  # something small, once, before any is timed
+    assert planned[1:] == windows[:2] * 2

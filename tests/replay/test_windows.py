@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isotherm.replay.batches import decode_steps, read_batches
-from isotherm.replay.windows import one_kind, rewindowed
+from isotherm.replay.windows import one_kind, rewindowed, whole_windows
 from isotherm.traces.sources import Source
 from isotherm.window import HeatWindow
 from replay.made import drifting_windows
@@ -72,6 +72,16 @@ def test_tokens_as_they_come_make_batches(tmp_path):
     assert trace[-1].slice_steps == trace[1].slice_steps
     assert len(trace[0:2]) == 2
     assert "7 batches of 8 tokens, tokens as they come; 5 experts" in trace.notes[0]
+
+
+def test_a_short_trace_is_cut_into_eighths(tmp_path):
+    assert [whole_windows(steps, 256) for steps in (1, 7, 8, 17, 2047, 2048, 10**6)] == [
+        1, 1, 1, 2, 255, 256, 256
+    ]  # fmt: skip
+    path, _ = save(tmp_path)
+    trace = read_batches(Source(path), batch_tokens=3)  # 20 batches
+    assert [window.slice_steps for window in trace[:2]] == [(0, 1, 2), (2, 3, 4)]
+    assert len(trace) == 10
 
 
 def test_requests_are_decoded_side_by_side(tmp_path):

@@ -34,7 +34,7 @@ def with_config(arguments: Sequence[str], options: type) -> list[str]:
     rest, path = _split(arguments)
     if path is None:
         return rest
-    aliases = _aliases(options)
+    aliases = flag_aliases(options)
     given = {aliases.get(_flag_of(argument), "") for argument in rest if argument.startswith("--")}
     added: list[str] = []
     for key, value in _parse(path).items():
@@ -62,7 +62,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     return rest, path
 
 
-def _aliases(options: type) -> dict[str, str]:
+def flag_aliases(options: type) -> dict[str, str]:
     """Every flag of the command, and the one that its field is named by. A field that is a dataclass gives
     its own fields, as tyro does where it is given no name; positional arguments have no flag."""
     flags: dict[str, str] = {}
@@ -71,8 +71,8 @@ def _aliases(options: type) -> dict[str, str]:
         hint = hints[field.name]
         plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if is_dataclass(plain) and isinstance(plain, type):
-            flags |= _aliases(plain)
-        elif tyro.conf.Positional not in marks:
+            flags |= flag_aliases(plain)
+        elif tyro.conf.Positional not in marks and tyro.conf.Suppress not in marks:
             named = f"--{field.name.replace('_', '-')}"
             also = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
             flags |= dict.fromkeys((named, *also), named)

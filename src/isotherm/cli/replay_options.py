@@ -12,12 +12,13 @@ import tyro
 from isotherm.cli.file_options import InputFormat, imagined_topology, parse_layers, tell_notes
 from isotherm.planner.outlook.price import StepTime
 from isotherm.replay import EXPERT_BYTES, Cluster
+from isotherm.replay.windows import one_kind, rewindowed, whole_windows
 
 if TYPE_CHECKING:
     from isotherm.traces import HeatHeader, HeatTrace
     from isotherm.window import HeatWindow
 
-_BATCH_TOKENS, _BATCH_STEPS = 64, 32
+_BATCH_TOKENS = 64
 _ROW_STEPS = 256
 
 
@@ -34,8 +35,8 @@ class ReplayOptions:
     redundant: Annotated[int | None, tyro.conf.arg(aliases=("--slots",))] = None
     """Slots beyond one for each expert, over all ranks."""
     window: int | None = None
-    """Steps (forward passes) in a window. Left out: as in a heat file; 256 of files with a row for each step;
-    32 of ids of experts per token."""
+    """Steps (forward passes) in a window. Left out: as in a heat file; 256 of files with a row for each step,
+    and 32 of ids of experts per token, or an eighth of all there are, where that is less."""
     batch: int | None = None
     """Of ids of experts per token: tokens in a step; 64, where it is left out."""
     kind: str | None = None
@@ -97,7 +98,7 @@ def read_replayed(options: ReplayOptions) -> HeatTrace:
         trace = read_batches(
             Source(options.file, layers),
             batch_tokens=_BATCH_TOKENS if options.batch is None else options.batch,
-            window_steps=_BATCH_STEPS if options.window is None else options.window,
+            window_steps=options.window,
         )
     elif options.batch is not None:
         raise ValueError(
@@ -120,7 +121,9 @@ def steps_asked(trace: HeatTrace, options: ReplayOptions) -> int | None:
         raise ValueError(f"--window {options.window} is below 1: give a number of steps")
     if len(trace) == 1 and trace[0].steps == 1:
         return None  # one matrix stays one
-    return _ROW_STEPS if options.window is None and trace[0].steps == 1 else options.window
+    if options.window is None and trace[0].steps == 1:
+        return whole_windows(trace[-1].end_step - trace[0].start_step, _ROW_STEPS)
+    return options.window
 
 
 def chosen_windows(
@@ -131,8 +134,6 @@ def chosen_windows(
     Raises:
         ValueError: the file does not know the kind, or the length is below 1.
     """
-    from isotherm.replay.windows import one_kind, rewindowed
-
     if options.kind is not None:
         kinds: Sequence[str] = trace.header.kinds
         if options.kind not in kinds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +27,21 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
+class ReplayedConfig(Config):
+    """The balancer's own settings, but for those that other options say or that a replay has no use for."""
+
+    mode: Literal["shares", "full"] = "full"
+    """shares: weights stay where they are. full: they move too."""
+    window_steps: tyro.conf.Suppress[int] = Config.window_steps
+    slices: tyro.conf.Suppress[int] = Config.slices
+    step_ms: tyro.conf.Suppress[float] = Config.step_ms
+    expert_share: tyro.conf.Suppress[float] = Config.expert_share
+    link_bytes_per_second: tyro.conf.Suppress[float] = Config.link_bytes_per_second
+    move_bytes_per_step: tyro.conf.Suppress[int] = Config.move_bytes_per_step
+    heartbeat_seconds: tyro.conf.Suppress[float] = Config.heartbeat_seconds
+
+
+@dataclass(frozen=True)
 class SimulateOptions(ReplayOptions):
     """Replays a trace: what the balancer would have decided after each window, and what that had brought.
 
@@ -39,14 +54,11 @@ class SimulateOptions(ReplayOptions):
         isotherm simulate requests.npz --ranks 8 --redundant 8 --batch 64 --window 64 --plot run.png
     """
 
-    policy: str = "incremental"
-    """How moves are planned; `isotherm doctor` lists the policies."""
-    mode: Literal["shares", "full"] = "full"
-    """shares: weights stay where they are. full: they move too."""
-    budget: float = 64.0
+    config: Annotated[ReplayedConfig, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff] = field(
+        default_factory=ReplayedConfig
+    )
+    budget: float = Config.move_bytes_per_step / _MIB
     """MiB of weights that may arrive per step, over all ranks."""
-    max_moves: int = 64
-    """Moves in one plan, over all layers."""
     delay_steps: int = 4
     """Steps from the end of a window until what it decided is in force: gathering and planning take time."""
     current: Path | None = None
@@ -91,7 +103,7 @@ def run_simulate(options: SimulateOptions) -> int:
     if options.plot is not None:
         from isotherm.cli.replay_pictures import draw_replay
 
-        title = f"{options.file.name}: {cluster.topology.ranks} ranks, policy {options.policy}"
+        title = f"{options.file.name}: {cluster.topology.ranks} ranks, policy {options.config.policy}"
         text = as_text(lambda console: _print_report(report, console))
         write_picture(draw_replay(title, report), options.plot, title=title, text=text)
     return 0
@@ -102,12 +114,8 @@ def _config(options: SimulateOptions) -> Config:
         raise ValueError(f"--budget {options.budget} must be above 0, in MiB per step")
     if options.delay_steps < 0:
         raise ValueError(f"--delay-steps {options.delay_steps} is negative: give 0 or more")
-    return Config(
-        mode=options.mode,
-        policy=options.policy,
-        max_moves=options.max_moves,
-        move_bytes_per_step=max(1, int(options.budget * _MIB)),
-    )
+    asked = options.config.as_dict() | {"move_bytes_per_step": max(1, int(options.budget * _MIB))}
+    return Config(**asked)
 
 
 def _placement(options: SimulateOptions, trace: HeatTrace, topology: Topology) -> Placement | None:

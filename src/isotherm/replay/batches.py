@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 
 from isotherm.arrays import BoolArray, Int64Array
+from isotherm.replay.windows import whole_windows
 from isotherm.traces.header import HeatHeader
 from isotherm.traces.matrices import ALL_KINDS
 from isotherm.traces.npy import parse_npy, read_npz, zip_names
@@ -19,20 +20,22 @@ from isotherm.traces.trace import HeatTrace
 from isotherm.window import HeatWindow
 
 IDS, OFFSETS = "experts", "offsets"
+_WINDOW_STEPS = 32
 _LARGEST_ID = 2**14
 
 
-def read_batches(source: Source, *, batch_tokens: int, window_steps: int) -> HeatTrace:
+def read_batches(source: Source, *, batch_tokens: int, window_steps: int | None = None) -> HeatTrace:
     """The ids in a file, [tokens, layers, picks], as windows of steps of ``batch_tokens`` tokens each.
 
     Where the file says at which tokens requests begin (``offsets``, [requests + 1]), so many requests are
     decoded side by side, a token each per step, and the next request takes the place of one that ends, as
     engines do. Else tokens are taken as they come. What does not fill a batch, or a window, is left out.
+    ``window_steps`` left out: 32, or an eighth of all steps, where that is less.
 
     Raises:
         ValueError: the file holds no such ids, or too few of them; the message names file, place and rule.
     """
-    if batch_tokens < 1 or window_steps < 1:
+    if batch_tokens < 1 or (window_steps is not None and window_steps < 1):
         raise ValueError(f"batch_tokens={batch_tokens} and window_steps={window_steps} must not be below 1")
     ids_TLK, offsets = _read(source)
     if offsets is None:
@@ -40,6 +43,8 @@ def read_batches(source: Source, *, batch_tokens: int, window_steps: int) -> Hea
         steps = len(ids_TLK) // batch_tokens
     else:
         step_T, steps = decode_steps(offsets, batch_tokens)
+    if window_steps is None:
+        window_steps = whole_windows(steps, _WINDOW_STEPS)
     if steps < window_steps:
         raise problem(
             source.path, IDS, f"{len(ids_TLK)} tokens make {steps} full batches of {batch_tokens}, less than "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from isotherm.planner.outlook.price import StepTime
 from isotherm.planner.served.dispatch import Engine, rule_of
 from isotherm.replay.cluster import Cluster
 from isotherm.replay.serving import InForce, serve_window
-from isotherm.topology import MoEShape
+from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow
 
 
@@ -128,6 +130,7 @@ def serve_policy(
     Raises:
         ValueError: an unknown policy or engine, or slots that do not hold the experts.
     """
+    _compile(policy, engine)
     start = loaded_placement(windows[0], cluster)
     current, seconds, rows = start, [], []
     try:
@@ -140,6 +143,14 @@ def serve_policy(
     except PlanRefusedError as error:
         return PolicyRow(policy, (), start.slot_to_expert.size, refused=str(error))
     return PolicyRow(policy, tuple(rows), start.slot_to_expert.size, float(np.median(seconds)))
+
+
+@cache
+def _compile(policy: str, engine: Engine) -> None:
+    """Plans something small first: compiling is no part of the time that a plan takes."""
+    topology = Topology(ranks=2, slots_per_rank=3)
+    with suppress(PlanRefusedError):
+        plan([[40, 30, 20, 1]], topology, [[0, 1, 2, 3, 0, 1]], engine=engine, policy=policy)
 
 
 def _served(

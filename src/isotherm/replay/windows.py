@@ -11,6 +11,9 @@ import numpy as np
 from isotherm.arrays import Int64Array
 from isotherm.window import HeatWindow
 
+ENOUGH = 8
+"""Windows into which a short trace is cut at least, where nobody says how long they are."""
+
 
 class _Slice(NamedTuple):
     """A slice of a window: its first step, the step behind it, its heat, and its part of the tokens."""
@@ -19,6 +22,11 @@ class _Slice(NamedTuple):
     end: int
     heat_KLE: Int64Array
     tokens_K: Int64Array
+
+
+def whole_windows(steps: int, most: int) -> int:
+    """Steps in a window where nobody says how many: ``most``, or so few that `ENOUGH` fit into ``steps``."""
+    return max(1, min(most, steps // ENOUGH))
 
 
 def rewindowed(windows: Iterable[HeatWindow], steps: int) -> Iterator[HeatWindow]:
