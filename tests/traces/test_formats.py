@@ -429,6 +429,16 @@ def test_a_file_cut_anywhere_is_one_error(tmp_path: Path, make) -> None:
             read_heat(path)
 
 
+def test_a_zip_cut_short_and_a_bare_pickle_are_called_so(tmp_path: Path) -> None:
+    path = stat_dump(tmp_path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="cut short: a zip file"):
+        read_heat(path)
+    path.write_bytes(pickle.dumps({"logical_count": [[1]]}))
+    with pytest.raises(ValueError, match="a bare pickle, which is not read"):
+        read_heat(path)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[1, 2]", "{", "{}", '{"logical_count": 3}', '{"logical_count": [[1, 2], [3]]}', "null",

@@ -10,7 +10,7 @@ from isotherm.traces.formats.own import SLOTS
 from isotherm.traces.formats.sglang import is_folder_of_dumps
 from isotherm.traces.formats.tensorrt_llm import ASSIGNMENTS, META
 from isotherm.traces.formats.token_ids import IDS
-from isotherm.traces.npy import NPY_BEGINS, zip_names
+from isotherm.traces.npy import NPY_BEGINS, ZIP_BEGINS, zip_names
 from isotherm.traces.problems import parse_json, problem, read_whole
 from isotherm.traces.stored import is_heat_file
 
@@ -19,6 +19,8 @@ FileFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-l
 
 SAMPLE = "sample"
 """The name of the heat file that ships, where no file here has it."""
+
+PICKLE_BEGINS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 _JSON_KEYS: dict[str, FileFormat] = {
     "logical_count": "sglang",
@@ -62,6 +64,12 @@ def _detect_text(path: Path) -> FileFormat:
     data = read_whole(path)
     if data.startswith(NPY_BEGINS):
         return "deepseek"
+    if data.startswith(ZIP_BEGINS):
+        raise problem(path, "", "cut short: a zip file (.pt, .npz) without the directory at its end")
+    if data.startswith(PICKLE_BEGINS):
+        raise problem(
+            path, "", "is a bare pickle, which is not read: save with torch.save of torch 1.6 or newer"
+        )
     if data.lstrip()[:1] == b"{":
         values = parse_json(data, path, "")
         for key, found in _JSON_KEYS.items():

@@ -18,6 +18,7 @@ import numpy as np
 from isotherm.traces.problems import LARGEST_BYTES, problem, shortened
 
 NPY_BEGINS = b"\x93NUMPY"
+ZIP_BEGINS = b"PK\x03\x04"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 DAMAGED = (
