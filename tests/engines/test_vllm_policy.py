@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import isotherm_vllm
 from isotherm import read_heat
 from isotherm.engines.vllm.agreement import same_on_all
 from isotherm.engines.vllm.handed import HandedWindows
@@ -164,3 +167,25 @@ def test_settings_are_what_the_environment_says() -> None:
         }
     )
     assert given == VllmSettings(True, 1.1, Path("handed.heat"), Path("seen.heat"), 64, 9400)
+
+
+def test_vllm_finds_nothing_in_the_door_unless_it_is_asked_for() -> None:
+    """Whoever has Isotherm installed and does not use it pays nothing for it."""
+    program = (
+        "import isotherm_vllm, sys; isotherm_vllm.register();"
+        "sys.exit(str({'isotherm', 'numba', 'numpy', 'torch', 'vllm'} & sys.modules.keys()))"
+    )
+    bare = {"PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path)), "ISOTHERM_VLLM": ""}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], env=bare, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == "set()"
+
+
+def test_what_fails_at_the_door_leaves_vllm_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as where it is not installed
+    monkeypatch.setenv("ISOTHERM_VLLM", "1")
+    isotherm_vllm.register()
+    assert "vLLM goes on without Isotherm" in caplog.text

@@ -1,9 +1,9 @@
 """Isotherm inside vLLM: its expert balancing planned by Isotherm, and heat observed beside the engine.
 
-vLLM loads `register` in each of its processes, through the entry point group ``vllm.general_plugins``.
-Without the variables that `isotherm.engines.vllm.settings` reads it does nothing.
+vLLM comes in through `isotherm_vllm.register`, in each of its processes; `isotherm.engines.vllm.settings` has
+what the environment may ask for.
 """
 
-from isotherm.engines.vllm.plugin import register
+from isotherm.engines.vllm.placing import place_experts
 
-__all__ = ["register"]
+__all__ = ["place_experts"]

@@ -13,6 +13,15 @@ from isotherm.heat import HeatCollector
 logger = logging.getLogger("isotherm")
 
 
+def tokens_of(scheduled: Any) -> tuple[int, int]:
+    """How many tokens vLLM's scheduler has scheduled, and how many of them are of requests that have answered
+    something already: decode tokens. vLLM's model runner puts these first in the batch."""
+    tokens, cached = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
+    outputs = dict(zip(cached.req_ids, cached.num_output_tokens, strict=True))
+    decode = sum(count for request, count in tokens.items() if outputs.get(request))
+    return scheduled.total_num_scheduled_tokens, decode
+
+
 class HeatObserver:
     """Counts the experts of this rank's real tokens: between `begin` and `end` of a step, and never else, so
     that profiling, warm-up, graph capture and dummy steps count nothing.
@@ -45,13 +54,22 @@ class HeatObserver:
         self._failed = False
         routers.show([self._see_of(position) for position in range(routers.shape.layers)])
 
-    def begin(self, num_tokens: int, num_decode: int) -> None:
-        """A step of so many tokens of this data-parallel rank follows, its decode tokens first."""
-        if self._counts and not self._failed:
-            self._set(num_tokens, num_decode)
+    def begin(self, scheduled: Any) -> bool:
+        """Whether a step follows: what vLLM's scheduler gave this data-parallel rank has a token. Then `end`
+        ends it."""
+        if self._failed:
+            return False
+        try:
+            num_tokens, num_decode = tokens_of(scheduled)
+            if self._counts:
+                self._set(num_tokens, num_decode)
+        except Exception as error:
+            self._give_up(error)
+            return False
+        return num_tokens > 0
 
     def end(self) -> None:
-        """Ends the step. Every rank ends the same steps, dummy ones too."""
+        """Ends a step, or a dummy one. Every rank ends the same steps."""
         if self._failed:
             return
         try:
@@ -62,9 +80,13 @@ class HeatObserver:
             self._give_up(error)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """Ends the observation on every rank. Steps after the last whole window are left out."""
+        """Ends the observation on every rank. Steps after the last whole window are left out. Waits for the
+        other ranks, at most ``timeout_seconds``."""
+        try:
+            self._collector.close(timeout_seconds)
+        except Exception as error:
+            self._give_up(error)
         self._failed = True
-        self._collector.close(timeout_seconds)
 
     def _set(self, num_tokens: int, num_decode: int) -> None:
         self._num_tokens, self._num_decode = num_tokens, num_decode

@@ -1,38 +1,32 @@
-"""What vLLM calls in each of its processes."""
+"""Isotherm put into a process of vLLM, as its environment asks."""
 
 from __future__ import annotations
 
 import logging
-import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from isotherm.engines.vllm.settings import VllmSettings
+from llvmlite.binding import ffi  # type: ignore[import-untyped]
+
+from isotherm.engines.vllm.handed import HandedWindows
+from isotherm.engines.vllm.placing import warm_up
+from isotherm.engines.vllm.policy import EplbPlanner
+from isotherm.engines.vllm.settings import VllmSettings
 
 logger = logging.getLogger("isotherm")
 
-VARIABLES = ("ISOTHERM_VLLM", "ISOTHERM_RECORD", "ISOTHERM_OBSERVE")
 
+def put_into_vllm(environment: Mapping[str, str]) -> None:
+    """Replaces vLLM's policy, and observes its workers, where the environment asks for it. Called again it
+    does nothing more.
 
-def register() -> None:
-    """Puts Isotherm where the environment asks for it. Called again it does nothing more.
+    Kernels are compiled here, or loaded, so that no step of the engine waits for that.
 
-    Kernels are compiled here, or loaded, so that no step of the engine waits for that. What goes wrong is
-    told in the log, and leaves vLLM as it was.
+    Raises:
+        ValueError: a setting that is not what it should be; nothing is changed then.
     """
-    if not any(os.environ.get(name) for name in VARIABLES):
-        return
-    try:
-        _register()
-    except Exception:
-        logger.exception("isotherm: vLLM goes on without Isotherm")
-
-
-def _register() -> None:
-    from isotherm.engines.vllm.settings import VllmSettings
-
+    _let_vllm_look_at_llvmlite()
     _speak_through_vllm()
-    settings = VllmSettings.of(os.environ)
+    settings = VllmSettings.of(environment)
     if settings.plans:
         _plan(settings)
     if settings.observed is not None:
@@ -41,23 +35,24 @@ def _register() -> None:
         observe_workers(settings)
 
 
-def _speak_through_vllm() -> None:
-    """What Isotherm says goes where vLLM's own log goes, unless the user has sent it elsewhere."""
-    from vllm.logger import init_logger
+def _let_vllm_look_at_llvmlite() -> None:
+    """On a CPU vLLM looks at the ``__dict__`` of all that modules hold, to put kernels of its own in place of
+    others, and takes it for a dictionary. llvmlite's library, below numba, makes a function of any name that
+    it is asked for, this one too, unless it knows the name already."""
+    known = getattr(ffi.lib, "_fntab", None)
+    if isinstance(known, dict):
+        known.setdefault("__dict__", {})
 
-    init_logger("vllm.isotherm")
-    theirs = logging.getLogger("vllm")
-    if not logger.hasHandlers():
-        logger.handlers, logger.propagate = theirs.handlers, False
-        logger.setLevel(theirs.level)
+
+def _speak_through_vllm() -> None:
+    """What Isotherm says goes where vLLM's own log goes, also where vLLM sets that up later, unless the user
+    has sent it elsewhere."""
+    if not logger.handlers:
+        logger.parent = logging.getLogger("vllm")
 
 
 def _plan(settings: VllmSettings) -> None:
     from vllm.distributed.eplb.policy import EPLB_POLICIES
-
-    from isotherm.engines.vllm.handed import HandedWindows
-    from isotherm.engines.vllm.placing import warm_up
-    from isotherm.engines.vllm.policy import EplbPlanner
 
     stock = EPLB_POLICIES["default"]
     if hasattr(stock, "planner"):

@@ -79,12 +79,10 @@ def bind_steps(worker: Any, observer: HeatObserver) -> None:
     execute, execute_dummy, shutdown = worker.execute_model, worker.execute_dummy_batch, worker.shutdown
 
     def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
-        num_tokens = scheduled.total_num_scheduled_tokens
-        if not num_tokens:
-            return execute(scheduled, *args, **kwargs)
-        observer.begin(num_tokens, num_tokens - _prefill_tokens(scheduled))
+        is_step = observer.begin(scheduled)
         output = execute(scheduled, *args, **kwargs)
-        observer.end()
+        if is_step:
+            observer.end()
         return output
 
     def execute_dummy_batch(*args: Any, **kwargs: Any) -> Any:
@@ -98,14 +96,6 @@ def bind_steps(worker: Any, observer: HeatObserver) -> None:
 
     worker.execute_model, worker.execute_dummy_batch = execute_model, execute_dummy_batch
     worker.shutdown = close_and_shutdown
-
-
-def _prefill_tokens(scheduled: Any) -> int:
-    """Tokens of requests that have no output yet."""
-    tokens, cached = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
-    new = sum(tokens.get(request.req_id, 0) for request in scheduled.scheduled_new_reqs)
-    begun = (each for each, out in zip(cached.req_ids, cached.num_output_tokens, strict=True) if not out)
-    return int(new + sum(tokens.get(each, 0) for each in begun))
 
 
 def _check_parallel(parallel: Any) -> None:
