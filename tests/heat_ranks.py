@@ -76,8 +76,8 @@ class Rank:
         self.collector.close()
 
 
-def make_ranks(count, *, on_device=False, slots_per_rank=4, **arguments):
-    topology = Topology(ranks=count, slots_per_rank=slots_per_rank)
+def make_ranks(count, *, on_device=False, slots_per_rank=4, nodes=1, **arguments):
+    topology = Topology(ranks=count, slots_per_rank=slots_per_rank, nodes=nodes)
     groups = memory_device_groups(count) if on_device else [None] * count
     return [
         Rank(link, topology, device_group=group, **arguments)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from isotherm.control import GroupLink, Heartbeat, Link, Span, check_peers, no_span
 from isotherm.heat.aside import DeviceGroup, TorchDeviceGroup
-from isotherm.heat.buffers import Source, make_heat_buffers, memory_of_heat
+from isotherm.heat.buffers import Asked, Source, make_heat_buffers, memory_of_heat
 from isotherm.heat.gather import HeatGather
 from isotherm.heat.ids import IdCounts, warm_up
 from isotherm.numbers import Number
@@ -40,6 +40,9 @@ class HeatCollector:
             logical experts through the placement in force.
         window_steps: steps in a window, at least. slices: parts of a window, which must divide it.
         placement: which expert each slot holds, for ``received``; None: slot ``p`` holds ``p % E``.
+        active_steps: windows tell in how many steps each expert had a token, which costs a pass over the
+            totals at the end of each step (`OnRequest.active_steps` says how exact it is). source_heat: they
+            tell heat by the node that owns the tokens. Neither with ``received`` nor ``device_group``.
         micro_batches: batches of one step that may be counted at once, from streams of their own.
         device: where counts live. backend: its streams, where they are not the device's own (a detector
             of races around them, say).
@@ -70,6 +73,8 @@ class HeatCollector:
         window_steps: int = 256,
         slices: int = 2,
         placement: Placement | None = None,
+        active_steps: bool = False,
+        source_heat: bool = False,
         micro_batches: int = 1,
         device: torch.device | str = "cpu",
         backend: Backend | None = None,
@@ -100,9 +105,11 @@ class HeatCollector:
             backend=self._backend,
             side=self._side,
             device_group=_device_group_of(device_group),
+            asked=Asked(active_steps, source_heat),
             span=span,
         )
         self.totals, self._received, self._ring = buffers.totals, buffers.received, buffers.ring
+        self._active = buffers.active
         self._ids = IdCounts(self.totals.heat_MKLE)
         self.gather = HeatGather(
             shape,
@@ -127,6 +134,8 @@ class HeatCollector:
             "source": source,
             "window_steps": window_steps,
             "slices": slices,
+            "active_steps": active_steps,
+            "source_heat": source_heat,
             "placement": digest(placement.slot_to_expert.tobytes()),
             "gathers": "on the device" if device_group is not None else "on the host",
             "inline": inline,
@@ -153,6 +162,8 @@ class HeatCollector:
         topology: Topology,
         *,
         source: Source = "ids",
+        active_steps: bool = False,
+        source_heat: bool = False,
         micro_batches: int = 1,
         device: torch.device | str = "cpu",
         device_group: bool = False,
@@ -169,6 +180,7 @@ class HeatCollector:
             queues_work=torch.device(device).type != "cpu",
             inline=inline,
             on_device=device_group,
+            asked=Asked(active_steps, source_heat),
         )
         return heat + Heartbeat.memory(topology.ranks, HeatGather.header_words)
 
@@ -284,6 +296,8 @@ class HeatCollector:
         main = self._backend.main_stream()
         if self._received is not None:
             self._received.hand_over(main, self._side)
+        if self._active is not None:
+            self._active.mark(main)
         if not snapshots or self.step % self._snapshot_steps:
             return
         if self._received is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from isotherm.arrays import Int32Array, Int64Array
 from isotherm.control import Link
 from isotherm.heat.aside import STEP_WORDS, gathered_words
+from isotherm.heat.on_request import OnRequest
 from isotherm.heat.totals import TotalsLayout
 from isotherm.status import Memory
 from isotherm.topology import Topology
@@ -34,17 +35,25 @@ class Exchange(Protocol):
     def loads(self, largest: int, link: Link) -> Int64Array | None:
         """Loads [layers, ranks, slots] of all ranks since the last call; None where nobody knows."""
 
+    def on_request(self, steps: int, link: Link) -> tuple[Int64Array | None, Int64Array | None]:
+        """Active steps [layers, experts] and heat by node [nodes, layers, experts] of all ranks since the
+        last call, ``steps`` ago; None for what was not asked for."""
+
 
 class HostExchange:
     """Sums and gathers over the CPU group of the heartbeat, in buffers made once.
 
     A rank hands over four bytes for each count of the heat (eight where a sum might not fit), and once a
-    window the loads of its own slots (``own_slots``), or of all slots that it mapped tokens to.
+    window the loads of its own slots (``own_slots``), or of all slots that it mapped tokens to, and what
+    was asked for besides (``asked``).
     """
 
-    def __init__(self, layout: TotalsLayout, topology: Topology, *, own_slots: bool) -> None:
+    def __init__(
+        self, layout: TotalsLayout, topology: Topology, asked: OnRequest, *, own_slots: bool
+    ) -> None:
         self._layout = layout
         self._topology = topology
+        self._asked = asked
         self._own_slots = own_slots
         self._now_W = np.zeros(layout.words, np.int32)
         self._base_W = np.zeros(layout.words, np.int32)
@@ -61,13 +70,18 @@ class HostExchange:
     def largest_since_base(self, words: Int32Array, step: int) -> int:
         self._subtract(words)
         counts_W = self._difference_W.view(np.uint32)
-        loads_W = counts_W[self._layout.reduced_words :] + self._loads_W
+        loads_W = self._slot_words(counts_W) + self._loads_W
         return max(int(counts_W.max(initial=0)), int(loads_W.max(initial=0)))
 
     def take(self, words: Int32Array) -> None:
         self._subtract(words)
         self._base_W[:] = self._now_W
-        self._loads_W += self._difference_W.view(np.uint32)[self._layout.reduced_words :]
+        counts_W = self._difference_W.view(np.uint32)
+        self._loads_W += self._slot_words(counts_W)
+        self._asked.add(counts_W)
+
+    def _slot_words(self, counts_W: np.ndarray) -> np.ndarray:
+        return counts_W[self._layout.reduced_words : self._layout.counted_words]
 
     def heat(self, tokens_K: Int64Array, largest: int, link: Link) -> tuple[Int64Array, Int64Array]:
         layout = self._layout
@@ -92,6 +106,9 @@ class HostExchange:
             return gathered_GW.reshape(ranks, layers, -1).transpose(1, 0, 2)
         link.all_reduce(wire_W)
         return wire_W.astype(np.int64).reshape(layers, ranks, -1)
+
+    def on_request(self, steps: int, link: Link) -> tuple[Int64Array | None, Int64Array | None]:
+        return self._asked.active_steps(steps, link), self._asked.source_heat(link)
 
     def _subtract(self, words: Int32Array) -> None:
         """The wrap of int32 makes sums and differences right modulo 2^32."""
@@ -140,3 +157,6 @@ class DeviceExchange:
         if not self._own_slots:
             return loads_W.reshape(layers, ranks, -1)
         return loads_W.reshape(ranks, layers, -1).transpose(1, 0, 2)
+
+    def on_request(self, steps: int, link: Link) -> tuple[None, None]:
+        return None, None

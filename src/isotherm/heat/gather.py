@@ -103,12 +103,18 @@ class HeatGather:
             self._ring.drop_below(snapshot.step + 1)
             if is_whole := snapshot.step - self._window_start >= self._window_steps:
                 loads_LGS = self._exchange.loads(largest, link)
+                asked = self._exchange.on_request(snapshot.step - self._window_start, link)
         if is_whole:
-            self._deliver_window(loads_LGS)
+            self._deliver_window(loads_LGS, *asked)
         # Last: whoever sees it finds the window delivered.
         self.gathered_step = snapshot.step
 
-    def _deliver_window(self, loads_LGS: Int64Array | None) -> None:
+    def _deliver_window(
+        self,
+        loads_LGS: Int64Array | None,
+        active_LE: Int64Array | None,
+        source_NLE: Int64Array | None,
+    ) -> None:
         slices, self._pending = self._pending, []
         borders = (self._window_start, *(each.end_step for each in slices))
         self._window_start = borders[-1]
@@ -118,6 +124,8 @@ class HeatGather:
             slice_steps=borders,
             tokens_K=np.sum([each.tokens_K for each in slices], axis=0),
             layer_ids=self._shape.ids,
+            active_steps_LE=active_LE,
+            source_heat_NLE=source_NLE,
         )
         logger.debug(
             "isotherm: window of steps %d to %d, heat %s, %d tokens",

@@ -65,6 +65,23 @@ def add_int32(sums_at: int, counts_at: int, length: int) -> None:
 
 
 @kernel
+def mark_grown(
+    heat_at: int, rows: int, row_words: int, kinds: int, cells: int, seen_at: int, active_at: int
+) -> None:
+    """Adds one to each of the ``cells`` int32 counts at ``active_at`` whose total over ``rows`` rows of
+    ``kinds`` kinds of counts is not what ``seen_at`` says, and notes it there."""
+    heat = int32_at(heat_at, rows * row_words)
+    seen, active = int32_at(seen_at, cells), int32_at(active_at, cells)
+    for cell in range(cells):
+        total = np.int32(0)
+        for row in range(rows):
+            for kind in range(kinds):
+                total += heat[row * row_words + kind * cells + cell]
+        active[cell] += np.int32(total != seen[cell])
+        seen[cell] = total
+
+
+@kernel
 def _borders(tokens: int, first_token: int, num_tokens: int, num_decode: int) -> tuple[int, int, int]:
     """The rows where decode tokens begin, where they end, and where the real ones do, inside the batch."""
     first = min(max(first_token, 0), tokens)

@@ -16,11 +16,13 @@ _WORD_BYTES = 4
 @dataclass(frozen=True)
 class TotalsLayout:
     """Where counts stand in a row of words: heat [kinds, layers, experts], then tokens per kind, then
-    loads [layers, slots]. ``slots`` is what each layer has a load for: 0 where loads are not known, the
-    slots of this rank where it counts what they received, all slots where it maps."""
+    loads [layers, slots], then, where they are counted (``active``), steps in which experts had a token
+    [layers, experts]. ``slots`` is what each layer has a load for: 0 where loads are not known, the slots of
+    this rank where it counts what they received, all slots where it maps."""
 
     shape: MoEShape
     slots: int
+    active: bool = False
 
     @property
     def heat_shape(self) -> tuple[int, int, int]:
@@ -40,8 +42,13 @@ class TotalsLayout:
         return self.shape.layers * self.slots
 
     @property
-    def words(self) -> int:
+    def counted_words(self) -> int:
+        """All but the steps."""
         return self.reduced_words + self.slot_words
+
+    @property
+    def words(self) -> int:
+        return self.counted_words + self.active * self.shape.layers * self.shape.experts
 
     def row_bytes(self, rows: int = 1) -> int:
         return rows * self.words * _WORD_BYTES
@@ -56,8 +63,13 @@ class TotalsLayout:
 
     def slots_of(self, row_W: Any) -> Any:
         """The loads [..., layers, slots] in rows of words, as a view."""
-        slots_W = row_W[..., self.reduced_words :]
+        slots_W = row_W[..., self.reduced_words : self.counted_words]
         return slots_W.reshape(*row_W.shape[:-1], self.shape.layers, self.slots)
+
+    def active_of(self, row_W: Any) -> Any:
+        """The steps [..., layers, experts] in rows of words, as a view; only where they are counted."""
+        active_W = row_W[..., self.counted_words :]
+        return active_W.reshape(*row_W.shape[:-1], self.shape.layers, self.shape.experts)
 
 
 class Totals:
@@ -79,3 +91,9 @@ class Totals:
         self.heat_MKLE: torch.Tensor = layout.heat_of(self.rows_MW)
         self.tokens_MK: torch.Tensor = layout.tokens_of(self.rows_MW)
         self.slots_MLP: torch.Tensor = layout.slots_of(self.rows_MW)
+
+    @property
+    def active_LE(self) -> torch.Tensor:
+        """Steps in which experts had a token, in the first row alone."""
+        active_LE: torch.Tensor = self.layout.active_of(self.rows_MW[0])
+        return active_LE

@@ -148,8 +148,8 @@ class PlanRequest:
             )
         if self.source_heat_NLE is None:
             raise ValueError(
-                f"locality_slack={self.locality_slack} without source_heat_NLE: nothing tells from which nodes "
-                "tokens come; give it, or leave locality_slack out"
+                f"locality_slack={self.locality_slack} without source_heat_NLE: nothing tells whence tokens "
+                "come; give it, or leave locality_slack out"
             )
         if self.shares != "balanced":
             raise ValueError(
