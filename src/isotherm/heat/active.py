@@ -28,7 +28,8 @@ class ActiveSteps:
             row_words, cells = self._heat_MKLE.stride(0), self._seen_LE.numel()
             rows, kinds = self._heat_MKLE.shape[:2]
             self._numbers = (self._heat_MKLE.data_ptr(), rows, row_words, kinds, cells)
-            self._addresses = (self._seen_LE.data_ptr(), self._active_LE.data_ptr())
+            places = (self._now_LE, self._seen_LE, self._active_LE)
+            self._addresses = tuple(each.data_ptr() for each in places)
 
     @staticmethod
     def memory(layout: TotalsLayout) -> Memory:

@@ -66,19 +66,30 @@ def add_int32(sums_at: int, counts_at: int, length: int) -> None:
 
 @kernel
 def mark_grown(
-    heat_at: int, rows: int, row_words: int, kinds: int, cells: int, seen_at: int, active_at: int
+    heat_at: int,
+    rows: int,
+    row_words: int,
+    kinds: int,
+    cells: int,
+    now_at: int,
+    seen_at: int,
+    active_at: int,
 ) -> None:
     """Adds one to each of the ``cells`` int32 counts at ``active_at`` whose total over ``rows`` rows of
-    ``kinds`` kinds of counts is not what ``seen_at`` says, and notes it there."""
-    heat = int32_at(heat_at, rows * row_words)
+    ``kinds`` kinds of counts is not what ``seen_at`` says, and notes it there. ``now_at`` is scratch."""
+    heat, now = int32_at(heat_at, rows * row_words), int32_at(now_at, cells)
     seen, active = int32_at(seen_at, cells), int32_at(active_at, cells)
+    now[:] = 0
+    # One plane after the other: each is a loop over neighbours, of which the CPU does several at once.
+    for row in range(rows):
+        for kind in range(kinds):
+            first = row * row_words + kind * cells
+            plane = heat[first : first + cells]
+            for cell in range(cells):
+                now[cell] += plane[cell]
     for cell in range(cells):
-        total = np.int32(0)
-        for row in range(rows):
-            for kind in range(kinds):
-                total += heat[row * row_words + kind * cells + cell]
-        active[cell] += np.int32(total != seen[cell])
-        seen[cell] = total
+        active[cell] += np.int32(now[cell] != seen[cell])
+        seen[cell] = now[cell]
 
 
 @kernel
