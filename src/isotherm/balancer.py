@@ -27,11 +27,13 @@ from isotherm.config import MODES, Config, Mode
 from isotherm.control import GroupLink, Heartbeat, Limits, Link, Span, no_span
 from isotherm.decide import Decision
 from isotherm.errors import IsothermError
-from isotherm.forward import StepScope, check_tokens
+from isotherm.forward import StepScope, StepWord, check_tokens
 from isotherm.hall.held import HeldWeights
 from isotherm.hall.loop import Loop
 from isotherm.hall.rooms import (
     MakeTransport,
+    OnArrival,
+    Ways,
     check_alike,
     check_fit,
     device_of,
@@ -42,6 +44,7 @@ from isotherm.hall.rooms import (
 from isotherm.mover import HostTransport, Ledger, Tensors, Unequal, Weights, write_held
 from isotherm.numbers import Number
 from isotherm.placement import Placement
+from isotherm.router import Dispatch
 from isotherm.status import Memory, State, Statistics, TablesInForce
 from isotherm.streams import Backend, backend_for, count_wait, forward_path, forward_waits
 from isotherm.topology import MoEShape, Topology
@@ -64,7 +67,18 @@ class Balancer:
             streams, where they are not the device's own (a detector of races around them, say).
         inline: make the rounds and the plans on the calling thread at the end of each step: the oracle
             of the tests, and the A/B. The forward pass then waits, and `Statistics.waits` says so.
+        dispatch: ``"replicated"`` where every rank maps every token and keeps its own part.
+        step_word: where tables may not differ between ranks for a single step, which is so with replicated
+            dispatch, and where weights are to move in layers without redundant slots. Called once in each
+            `begin_step` with this rank's word, an integer of 0 or more, which the engine lends to something
+            that its ranks exchange in each step anyway; returns the least of the words that all ranks lent to
+            one exchange, the same on every rank in the same step, however many steps ago that was. After a
+            change of the group's ranks, it returns the greatest ``statistics().epoch`` of those that go on.
+            Given, weights wait in buffers beside their slots, and are copied when all ranks have them.
         transport: makes what carries the weights.
+        on_arrival: called with a layer, from 0, and a slot of this rank when new weights lie in it, before
+            any token reaches it, off the engine's thread: makes what else the slot needs, and leaves the
+            weights lent as they are. Returns when that is done; what it raises calls the plan off.
         limits: deadlines, and the pause after a failure; None: those that fit the window.
         span: opens spans of a timeline.
 
@@ -95,7 +109,10 @@ class Balancer:
         device: torch.device | str | None = None,
         backend: Backend | None = None,
         inline: bool = False,
+        dispatch: Dispatch = "sender",
+        step_word: StepWord | None = None,
         transport: MakeTransport = HostTransport,
+        on_arrival: OnArrival | None = None,
         limits: Limits | None = None,
         span: Span = no_span,
     ) -> None:
@@ -118,7 +135,7 @@ class Balancer:
             micro_batches=micro_batches,
             backend=backend or backend_for(device or device_of(weights)),
             inline=inline,
-            transport=transport,
+            ways=Ways(dispatch, step_word, transport, on_arrival),
             on_carried=lambda: self._heartbeat.poke(),
             span=span,
         )
@@ -150,7 +167,7 @@ class Balancer:
             span=span,
         )
         self._collector.on_window(loop.see_window)
-        self._held = HeldWeights(self._rooms.slots, loop, self.shape.layers, self._drive)
+        self._held = HeldWeights(self._rooms.slots, self._forward, loop, self.shape.layers, self._drive)
         self._heartbeat = Heartbeat(
             self._link,
             [loop.watch, self._collector.gather, loop.desk, loop.announcer, loop.mover, self._held.meeting],
@@ -260,7 +277,7 @@ class Balancer:
     @property
     def placement(self) -> Placement:
         """What the slots hold now; dead ones are empty."""
-        return self._loop.mover.ledger.placement
+        return self._loop.mover.ledger_in_force(self._forward.epoch).placement
 
     @property
     def rank(self) -> int:
@@ -274,6 +291,7 @@ class Balancer:
         """
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}")
+        self._rooms.ways.check(mode)
         self._forward.mode = mode
 
     def rebalance(self) -> None:
@@ -337,19 +355,21 @@ class Balancer:
         *,
         micro_batches: int = 1,
         bytes_per_expert: int = 0,
+        by_word: bool = False,
         device: torch.device | str = "cpu",
     ) -> Memory:
         """Bytes of all buffers that a balancer with these arguments makes, once, when it is built, so that an
         engine can plan for them; nothing is made here. Beside a CPU the device's buffers are host memory too.
 
         ``bytes_per_expert``: weights of one expert in one layer, which pass through pinned memory beside a
-        device; 0: no weights are lent.
+        device; 0: no weights are lent. ``by_word``: they wait for a ``step_word``.
         """
         return memory_of_rooms(
             shape,
             topology,
             micro_batches=micro_batches,
             bytes_per_expert=bytes_per_expert,
+            by_word=by_word,
             device=device,
         )
 

@@ -62,6 +62,9 @@ class Config:
     """Weights that may arrive per step, in bytes over all ranks."""
     moves_in_flight: int = 16
     """Slots retired at once."""
+    check_moves: bool = False
+    """Compare the checksums of every expert that moves at both ends of its way; a difference calls the plan
+    off. A second look at every byte."""
     heartbeat_seconds: float = 0.02
     """Pause between two rounds of the heartbeat; a finished window wakes it sooner."""
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeAlias
 
 import torch
 
 from isotherm.config import Mode
 from isotherm.heat import HeatCollector
+from isotherm.mover import heard
 from isotherm.numbers import Number
 from isotherm.router import Router, TableShelf
 from isotherm.status import TablesInForce
 from isotherm.streams import Backend, Event, Handoff, forward_path
+
+StepWord: TypeAlias = Callable[[int], int]
+"""This rank's word to lend in; out, what was read of an exchange: the same on every rank in the same step."""
 
 _ENDED_AT_MOST = 64
 """Ended steps on their way to the heartbeat. A heartbeat that waits for a peer takes none, and later steps
@@ -25,15 +30,30 @@ class ForwardPath:
 
     What passes between the two is handed over: ended steps with an event behind them one way, tables on
     the shelf the other.
+
+    Args:
+        step_word: where all ranks take up tables in the same step: lends this rank's word to an exchange, and
+            returns what was read of one.
+        take_up: puts weights that came with tables into their slots, just before those are in force.
     """
 
     def __init__(
-        self, collector: HeatCollector, router: Router, shelf: TableShelf, backend: Backend, mode: Mode
+        self,
+        collector: HeatCollector,
+        router: Router,
+        shelf: TableShelf,
+        backend: Backend,
+        mode: Mode,
+        *,
+        step_word: StepWord | None = None,
+        take_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._collector = collector
         self._router = router
         self._shelf = shelf
         self._backend = backend
+        self._step_word = step_word
+        self._take_up = take_up
         self.mode = mode
         self.epoch = 0
         # The newest only: a server publishes for months.
@@ -45,15 +65,32 @@ class ForwardPath:
         self._finished = (0, 0)
 
     def begin(self, num_tokens: Number, num_decode: Number) -> None:
-        """Begins a step, and puts the newest tables in force."""
+        """Begins a step, and puts the newest tables in force: those that all ranks have, by the step word."""
+        have_all = self._step_word is None or self._have_all(self._step_word)
         with forward_path():
             counted = self.mode != "off"
             self._num_tokens = num_tokens if counted else 0
             self._num_decode = num_decode if counted else 0
-            epoch = self._shelf.load_newest()
-            if epoch is not None:
-                self.epoch = epoch
-                self.tables_in_force.append(TablesInForce(self._collector.step, epoch))
+            if have_all:
+                self._put_in_force()
+
+    def catch_up(self) -> None:
+        """Puts what was offered in force. Between steps, when all ranks do."""
+        if self._shelf.newest_staged > self.epoch:
+            self._put_in_force()
+            self._tell()
+
+    def _have_all(self, step_word: StepWord) -> bool:
+        """Whether the newest tables lie ready on every rank, and all read that in this step."""
+        offered = self._shelf.newest_staged
+        return heard(self.epoch, offered, step_word(offered)) > self.epoch
+
+    def _put_in_force(self) -> None:
+        self._take_up()
+        epoch = self._shelf.load_newest()
+        if epoch is not None:
+            self.epoch = epoch
+            self.tables_in_force.append(TablesInForce(self._collector.step, epoch))
 
     def route(
         self,
@@ -87,8 +124,12 @@ class ForwardPath:
                 snapshots=self.mode not in ("off", "count"),
             )
             if len(self._ended) < _ENDED_AT_MOST:
-                event = self._backend.main_stream().record_event()
-                self._ended.put((self.epoch, self._collector.step, event))
+                self._tell()
+
+    def _tell(self) -> None:
+        """Tells the heartbeat when all that was enqueued so far is done."""
+        event = self._backend.main_stream().record_event()
+        self._ended.put((self.epoch, self._collector.step, event))
 
     def finished(self) -> tuple[int, int]:
         """The newest tables with which a step is seen done on the engine's stream, and the steps done. On

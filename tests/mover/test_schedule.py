@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isotherm.mover.schedule import PEERS_AT_ONCE, Fill, schedule
+from isotherm.mover.schedule import PEERS_AT_ONCE, Fill, schedule_fills
 from isotherm.placement import EMPTY, Refill
 from isotherm.topology import Topology
 
@@ -52,7 +52,7 @@ def crossings_needed(refills, live_LP, topology):
 @given(rounds())
 def test_every_fill_is_read_where_its_expert_is_and_crosses_to_a_node_once(case):
     refills, live_LP, topology = case
-    fills = schedule(refills, live_LP, topology)
+    fills = schedule_fills(refills, live_LP, topology)
     assert sorted((f.layer, f.target, f.expert) for f in fills) == sorted(refill[:3] for refill in refills)
     readable = {
         (layer, slot): int(live_LP[layer, slot]) for layer, slot in np.argwhere(live_LP >= 0).tolist()
@@ -76,7 +76,7 @@ def test_every_fill_is_read_where_its_expert_is_and_crosses_to_a_node_once(case)
 @given(rounds())
 def test_a_rank_has_few_peers_in_a_leg_and_stays_at_home_where_it_can(case):
     refills, live_LP, topology = case
-    fills = schedule(refills, live_LP, topology)
+    fills = schedule_fills(refills, live_LP, topology)
     for leg in {fill.leg for fill in fills}:
         pairs = {
             frozenset((topology.rank_of(fill.source), topology.rank_of(fill.target)))
@@ -90,14 +90,14 @@ def test_a_rank_has_few_peers_in_a_leg_and_stays_at_home_where_it_can(case):
         own = own[: topology.slots_per_rank]
         if any(live_LP[fill.layer, slot] == fill.expert for slot in own):
             assert topology.rank_of(fill.source) == topology.rank_of(fill.target)
-    assert schedule(refills, live_LP, topology) == fills
+    assert schedule_fills(refills, live_LP, topology) == fills
 
 
 def test_idle_ranks_send_first_and_the_rest_of_a_node_takes_it_on():
     topology = Topology(ranks=8, slots_per_rank=1, nodes=2)
     live_LP = np.array([[0, 0, 1, 1, -1, -1, -1, -1]], np.int32)
     refills = [Refill(0, 4, 0, 0), Refill(0, 5, 0, 0), Refill(0, 6, 0, 0), Refill(0, 7, 1, 2)]
-    assert schedule(refills, live_LP, topology) == (
+    assert schedule_fills(refills, live_LP, topology) == (
         Fill(0, 4, 0, 0, leg=0),
         Fill(0, 7, 1, 2, leg=0),
         Fill(0, 5, 0, 4, leg=1),
@@ -105,4 +105,4 @@ def test_idle_ranks_send_first_and_the_rest_of_a_node_takes_it_on():
     )
     apart = [Refill(layer, 4 + layer, 0, 0) for layer in range(4)]
     live_LP = np.tile(np.array([[0, 0, 0, -1, -1, -1, -1, -1]], np.int32), (4, 1))
-    assert [fill.source for fill in schedule(apart, live_LP, topology)] == [0, 1, 2, 0]
+    assert [fill.source for fill in schedule_fills(apart, live_LP, topology)] == [0, 1, 2, 0]

@@ -9,8 +9,9 @@ import numpy as np
 
 from isotherm.arrays import Int64Array
 from isotherm.control import Meeting
+from isotherm.forward import ForwardPath
 from isotherm.hall.loop import Loop
-from isotherm.mover import LocalSlots, Mover, Phase, Tensors, Unequal, find_unequal
+from isotherm.mover import Ledger, LocalSlots, Mover, Phase, Tensors, Unequal, find_unequal
 
 _HOLD, _REFILL, _RELEASE, _COMPARE = range(1, 5)
 """What the engine's threads of all ranks meet for."""
@@ -21,13 +22,20 @@ class HeldWeights:
 
     Args:
         slots: this rank's; None where the balancer knows no weights.
+        forward: knows which tables are in force.
         drive: brings the next round nearer.
     """
 
     def __init__(
-        self, slots: LocalSlots | None, loop: Loop, layers: int, drive: Callable[[], object]
+        self,
+        slots: LocalSlots | None,
+        forward: ForwardPath,
+        loop: Loop,
+        layers: int,
+        drive: Callable[[], object],
     ) -> None:
         self._local_slots = slots
+        self._forward = forward
         self._loop = loop
         self._mover: Mover = loop.mover
         self._layers = layers
@@ -35,19 +43,24 @@ class HeldWeights:
         self.meeting = Meeting(is_ready=self._may_meet, on_met=self._on_met)
 
     def logical_state(self) -> list[dict[int, Tensors]]:
-        return self._slots().logical_state(self._mover.ledger)
+        return self._slots().logical_state(self._ledger())
 
     def reload(self, source: Mapping[tuple[int, int], Tensors], timeout_seconds: float) -> None:
         slots, deadline, nothing = self._slots(), time.monotonic() + timeout_seconds, np.zeros(0, np.int64)
         self._meet(_HOLD, nothing, deadline)
+        self._forward.catch_up()  # nothing new was offered since, on any rank
         self._meet(_REFILL, nothing, deadline)
         slots.refill(self._mover.ledger, source)
         self._meet(_RELEASE, nothing, deadline)
 
     def check_replicas(self, timeout_seconds: float) -> tuple[Unequal, ...]:
-        checksums_W = self._slots().checksums(self._mover.ledger)
+        checksums_W = self._slots().checksums(self._ledger())
         gathered_GW = self._meet(_COMPARE, checksums_W, time.monotonic() + timeout_seconds)
         return find_unequal(gathered_GW, self._layers)
+
+    def _ledger(self) -> Ledger:
+        """What the slots hold in this step."""
+        return self._mover.ledger_in_force(self._forward.epoch)
 
     def _slots(self) -> LocalSlots:
         if self._local_slots is None:

@@ -101,7 +101,7 @@ class Loop:
         rooms, config = self._rooms, self._config
         return Mover(
             start,
-            Rules(self._topology, self._reshare),
+            Rules(self._topology, self._reshare, rooms.ways.step_word is not None, config.moves_in_flight),
             rooms.carrier,
             bytes_per_expert=rooms.bytes_per_expert,
             bytes_per_step=config.move_bytes_per_step,

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
-from isotherm.config import Config
+from isotherm.config import Config, Mode
 from isotherm.control import Announcer, Heartbeat, Link, Meeting, PlanDesk, Span, Watch, check_peers
-from isotherm.forward import ForwardPath
+from isotherm.forward import ForwardPath, StepWord
 from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
 from isotherm.mover import (
+    BUFFERS,
     Carrier,
+    CheckedTransport,
     ExpertWeights,
+    Fill,
     HostTransport,
     Ledger,
     LocalSlots,
     Mover,
+    Staging,
     Transport,
     Weights,
 )
 from isotherm.placement import Placement, digest
-from isotherm.router import Router, RoutingTables, TableShelf
+from isotherm.router import Dispatch, Router, RoutingTables, TableShelf
 from isotherm.status import Memory
 from isotherm.streams import Backend, Stream, backend_for
 from isotherm.topology import MoEShape, Topology
@@ -31,15 +35,41 @@ from isotherm.topology import MoEShape, Topology
 MakeTransport: TypeAlias = Callable[[ExpertWeights, Topology, Backend], Transport]
 """Makes what carries the weights."""
 
+OnArrival: TypeAlias = Callable[[int, int], None]
+"""Called with the layer, from 0, and the slot of this rank whose weights have arrived."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ways:
+    """How tokens are sent and weights travel: what the engine lends besides them. See `Balancer`."""
+
+    dispatch: Dispatch = "sender"
+    step_word: StepWord | None = None
+    transport: MakeTransport = HostTransport
+    on_arrival: OnArrival | None = None
+
+    def check(self, mode: Mode) -> None:
+        """Raises ValueError where they do not fit together, or cannot do what ``mode`` asks."""
+        if self.dispatch == "replicated" and self.step_word is None and mode in ("shares", "full"):
+            raise ValueError(
+                f"mode={mode!r} changes tables, and with dispatch='replicated' all ranks must take them up "
+                "in the same step: give step_word=, or mode='observe'"
+            )
+        if self.step_word is not None and self.on_arrival is not None:
+            raise ValueError(
+                "on_arrival= prepares a slot before it is used, and by step_word= slots are in use until "
+                "they change: give one of them"
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Rooms:
     """What a balancer is made of beside its rounds.
 
     Attributes:
-        slots, carrier: this rank's weights, and what moves them; None where the balancer knows no weights.
-        bytes_per_expert: what one move carries; 0 without weights.
-        is_movable: weights can move: the engine lent them, and layers have redundant slots.
+        weights, slots, carrier: this rank's weights, and what moves them; None where the balancer knows none.
+        staging: where they wait for the step word; None where slots are retired instead.
+        is_movable: weights can move: the engine lent them, and a step word or redundant slots.
     """
 
     shape: MoEShape
@@ -47,13 +77,23 @@ class Rooms:
     router: Router
     shelf: TableShelf
     forward: ForwardPath
+    ways: Ways
+    weights: ExpertWeights | None
     slots: LocalSlots | None
     carrier: Carrier | None
-    bytes_per_expert: int
+    staging: Staging | None
     is_movable: bool
 
+    @property
+    def bytes_per_expert(self) -> int:
+        """What one move carries; 0 without weights."""
+        return 0 if self.weights is None else self.weights.bytes_per_expert
+
     def publish(self, ledger: Ledger) -> None:
-        """Leaves the tables of the ledger's epoch for the engine's thread. On the heartbeat's."""
+        """Leaves the tables of the ledger's epoch, and the weights that wait for them, for the engine's
+        thread. On the heartbeat's."""
+        if self.staging is not None:
+            self.staging.leave(ledger)
         self.shelf.leave(ledger.epoch, tables_of(ledger, self.shape))
 
 
@@ -68,15 +108,16 @@ def make_rooms(
     micro_batches: int,
     backend: Backend,
     inline: bool,
-    transport: MakeTransport,
+    ways: Ways,
     on_carried: Callable[[], None],
     span: Span,
 ) -> Rooms:
     """Heat counts into the rows that the router maps by; weights are looked at, and not touched.
 
     Raises:
-        ValueError: weights that do not fit.
+        ValueError: weights that do not fit, or ways that do not go together.
     """
+    ways.check(config.mode)
     collector = HeatCollector(
         shape,
         topology,
@@ -96,19 +137,51 @@ def make_rooms(
         backend=backend,
         heat_MKLE=collector.totals.heat_MKLE,
         received_MLP=collector.totals.slots_MLP,
+        dispatch=ways.dispatch,
     )
     shelf = TableShelf(router, backend)
-    forward = ForwardPath(collector, router, shelf, backend, config.mode)
     if weights is None:
-        return Rooms(shape, collector, router, shelf, forward, None, None, 0, False)
+        forward = ForwardPath(collector, router, shelf, backend, config.mode, step_word=ways.step_word)
+        return Rooms(shape, collector, router, shelf, forward, ways, None, None, None, None, False)
     experts = ExpertWeights(weights, layers=shape.layers, slots_per_rank=topology.slots_per_rank)
     slots = LocalSlots(weights, experts, topology, rank)
-    stream = host_stream("carrier", inline=inline)
-    carrier = Carrier(transport(experts, topology, backend), stream(), on_end=on_carried)
-    is_movable = topology.slots > shape.experts
-    return Rooms(
-        shape, collector, router, shelf, forward, slots, carrier, experts.bytes_per_expert, is_movable
+    staging = None if ways.step_word is None else Staging(experts, topology, rank, backend, buffers=BUFFERS)
+    take_up = staging.take_up if staging is not None else _nothing
+    forward = ForwardPath(
+        collector, router, shelf, backend, config.mode, step_word=ways.step_word, take_up=take_up
     )
+    carrier = Carrier(
+        _make_transport(config, ways, experts, topology, backend),
+        host_stream("carrier", inline=inline)(),
+        on_end=on_carried,
+        on_arrival=_arrivals(ways.on_arrival, topology, rank),
+    )
+    is_movable = topology.slots > shape.experts or ways.step_word is not None
+    return Rooms(shape, collector, router, shelf, forward, ways, experts, slots, carrier, staging, is_movable)
+
+
+def _nothing() -> None:
+    """No weights wait for tables."""
+
+
+def _make_transport(
+    config: Config, ways: Ways, experts: ExpertWeights, topology: Topology, backend: Backend
+) -> Transport:
+    transport = ways.transport(experts, topology, backend)
+    return CheckedTransport(transport, experts, topology, backend) if config.check_moves else transport
+
+
+def _arrivals(
+    on_arrival: OnArrival | None, topology: Topology, rank: int
+) -> Callable[[Sequence[Fill]], None]:
+    """Calls it for what arrived on this rank."""
+
+    def tell(fills: Sequence[Fill]) -> None:
+        for fill in fills:
+            if on_arrival is not None and topology.rank_of(fill.target) == rank:
+                on_arrival(fill.layer, fill.target % topology.slots_per_rank)
+
+    return tell
 
 
 def host_stream(name: str, *, inline: bool) -> Callable[[], Stream]:
@@ -128,6 +201,7 @@ def memory_of_rooms(
     *,
     micro_batches: int,
     bytes_per_expert: int,
+    by_word: bool,
     device: torch.device | str,
 ) -> Memory:
     """See `Balancer.memory`."""
@@ -143,6 +217,8 @@ def memory_of_rooms(
     words = sum(each.header_words for each in (Watch, HeatGather, PlanDesk, Announcer, Mover, Meeting))
     tables = Router.memory(shape, topology, micro_batches, device=device)
     staging = HostTransport.memory(bytes_per_expert, device=device)
+    if by_word:
+        staging += Staging.memory(bytes_per_expert, buffers=BUFFERS)
     return heat + tables + staging + Heartbeat.memory(topology.ranks, words)
 
 
@@ -174,6 +250,9 @@ def check_alike(
         "placement": digest(placement.slot_to_expert.tobytes()),
         "inline": inline,
         "movable": rooms.is_movable,
+        "dispatch": rooms.ways.dispatch,
+        "step_word": rooms.ways.step_word is not None,
+        "weights": None if rooms.weights is None else rooms.weights.signature,
         **config.as_dict(),
     }
     check_peers(link, settings)

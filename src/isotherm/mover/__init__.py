@@ -4,7 +4,7 @@ from isotherm.mover.agreed import heard
 from isotherm.mover.carrier import Carrier, Transport
 from isotherm.mover.checked import CheckedTransport
 from isotherm.mover.device import DevicePeers, DeviceTransport, TorchDevicePeers
-from isotherm.mover.ledger import Ledger, Phase, Rules
+from isotherm.mover.ledger import BUFFERS, Ledger, Phase, Rules
 from isotherm.mover.mover import Mover
 from isotherm.mover.saved import write_held
 from isotherm.mover.schedule import Fill
@@ -14,6 +14,7 @@ from isotherm.mover.transport import HostTransport
 from isotherm.mover.weights import ExpertWeights, Weights
 
 __all__ = [
+    "BUFFERS",
     "Carrier",
     "CheckedTransport",
     "DevicePeers",

@@ -21,7 +21,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int32Array, frozen
 from isotherm.mover.ledger import Ledger, Phase, Rules, live_shares, written
-from isotherm.mover.schedule import Fill, schedule
+from isotherm.mover.schedule import Fill, schedule_fills
 from isotherm.placement import EMPTY, Placement, Refill
 from isotherm.topology import Topology
 
@@ -99,7 +99,7 @@ def _stage_batch(ledger: Ledger, rules: Rules, step: int) -> Ledger:
     assert ledger.goal is not None, "it was accepted"
     goal_LP = ledger.goal.slot_to_expert
     refills = next_exchange(ledger.content, goal_LP, ledger.experts, rules)
-    fills = schedule(refills, ledger.content, rules.topology)
+    fills = schedule_fills(refills, ledger.content, rules.topology)
     batch = _in_buffers(fills, rules.topology)
     return replace(ledger, phase=Phase.STAGING, batch=batch, since_step=step)
 
@@ -141,9 +141,9 @@ class _Room:
 
     def __init__(self, rules: Rules) -> None:
         self._topology = rules.topology
-        # Two slots, in two buffers of a rank at worst, are the least that can swap.
+        assert rules.buffers >= 2, "two slots of one rank are the least that can swap"
         self._left = max(rules.limit, 2)
-        self._buffers = [max(rules.buffers, 2)] * rules.topology.ranks
+        self._buffers = [rules.buffers] * rules.topology.ranks
 
     def try_take(self, slots: list[int]) -> bool:
         """Takes room for all of these slots, or none."""

@@ -18,7 +18,9 @@ class Transport(Protocol):
     """Carries the weights of fills: this rank's part of them, on the carrier's thread, with the same fills on
     every rank. `HostTransport` shows how; `ExpertWeights` knows their sources and targets."""
 
-    received_bytes: int
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of weights that arrived on this rank."""
 
     def carry(self, fills: Sequence[Fill], link: Link) -> None: ...
 

@@ -19,9 +19,12 @@ from enum import Enum
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int32Array, Int64Array, frozen
-from isotherm.mover.schedule import Fill, schedule
+from isotherm.mover.schedule import Fill, schedule_fills
 from isotherm.placement import EMPTY, Placement, Refill, Rounds, check_shares, digest
 from isotherm.topology import Topology
+
+BUFFERS = 4
+"""Experts that a rank can hold beside its slots, where all ranks take up weights in the same step."""
 
 
 class Phase(Enum):
@@ -46,7 +49,7 @@ class Rules:
     reshare: Callable[[Placement], FloatArray]
     by_word: bool = False
     limit: int = 16
-    buffers: int = 4
+    buffers: int = BUFFERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +183,7 @@ def _begin_batch(ledger: Ledger, rules: Rules, step: int) -> Ledger:
         begun,
         shares=live_shares(live_LP, ledger.experts, rules),
         phase=Phase.RETIRING,
-        batch=schedule(refills, live_LP, rules.topology),
+        batch=schedule_fills(refills, live_LP, rules.topology),
         rounds=tuple(rounds),
     )
 

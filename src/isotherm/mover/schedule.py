@@ -36,7 +36,7 @@ class Fill:
     source_buffer: int = -1
 
 
-def schedule(refills: Sequence[Refill], live_LP: Int32Array, topology: Topology) -> tuple[Fill, ...]:
+def schedule_fills(refills: Sequence[Refill], live_LP: Int32Array, topology: Topology) -> tuple[Fill, ...]:
     """The fills of one round, by ascending leg. Deterministic.
 
     ``live_LP`` tells what may be read: the expert of each live slot, -1 elsewhere. Sources are on the same

@@ -19,6 +19,8 @@ class TableShelf:
         self._router = router
         self._staged: Handoff[tuple[int, Staged]] = backend.handoff()
         self._waiting: tuple[int, RoutingTables] | None = None
+        self.newest_staged = 0
+        """The newest epoch that lies ready. Written by the thread that makes tables."""
 
     def leave(self, epoch: int, tables: RoutingTables) -> None:
         """Leaves the tables of ``epoch``. On the thread that makes them."""
@@ -34,6 +36,7 @@ class TableShelf:
         if staged is not None:
             self._staged.put((epoch, staged))
             self._waiting = None
+            self.newest_staged = epoch
 
     def load_newest(self) -> int | None:
         """Puts what was left in force, in order, from here on in the order of the engine's stream; the
