@@ -20,6 +20,9 @@ BENCH_ARGS ?=
 # What `isotherm bench` can measure.
 BENCHES := heat plan
 
+# Engines whose own readers are given our files: the packages alone, since what they need is stood in for.
+READERS := sglang==0.5.23 vllm-ascend==0.23.0
+
 # The floors of pyproject.toml.
 OLDEST := numpy==1.26.4 numba==0.65.0
 
@@ -45,7 +48,7 @@ endif
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-engines bench lint format clean
+.PHONY: help demo test test-oldest test-engines test-readers bench lint format clean
 
 help:
 	@echo "make demo         set up, then balance a small MoE model live      DEMO_ARGS='--ranks 4'"
@@ -53,6 +56,7 @@ help:
 	@echo "make bench        measure what Isotherm costs here, beside its targets"
 	@echo "make lint         ruff, mypy and the layers"
 	@echo "make format       let ruff format the code and repair what it can"
+	@echo "make test-readers the readers of SGLang and vLLM Ascend, on our files (downloads 70 MB, Linux)"
 	@echo "make test-oldest  planner and router on the oldest numpy and numba"
 	@echo "make test-engines Isotherm inside vLLM, in an environment of its own (4 GB)"
 	@echo "make clean        remove what make made, .venv included"
@@ -64,6 +68,10 @@ demo: .venv/.demo-stamp
 
 test: .venv/.dev-stamp
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(TEST_ARGS)
+
+test-readers: .venv-readers/.stamp
+	@.venv-readers/bin/python -m pytest tests/traces/test_sglang_reads.py \
+		tests/traces/test_vllm_ascend_reads.py $(TEST_ARGS)
 
 test-oldest: .venv-oldest/.stamp
 	@.venv-oldest/bin/python -m pytest tests/planner tests/router tests/mover $(TEST_ARGS)
@@ -93,7 +101,7 @@ format: .venv/.dev-stamp
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv .venv-oldest .venv-engines build dist src/isotherm.egg-info
+	rm -rf .venv .venv-oldest .venv-engines .venv-readers build dist src/isotherm.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -161,11 +169,19 @@ ENGINES_PIP := .venv-engines/bin/python -m pip --disable-pip-version-check
 	@$(ENGINES_PIP) install --quiet --prefer-binary -e . pytest pytest-timeout
 	@touch $@
 
-# Only what must be old is installed here; everything else is that of .venv, found behind it.
+# make_venv_before,FOLDER,WHAT: an environment of these packages alone; all else is that of .venv, found
+# behind it.
+define make_venv_before
+@echo "Installing $(filter-out --% :all:,$(2)) beside .venv ..."
+@$(BIN)/python -m venv --clear $(1)
+@$(1)/bin/python -m pip --disable-pip-version-check install --quiet --prefer-binary $(2)
+@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	> "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth"
+@touch $(1)/.stamp
+endef
+
 .venv-oldest/.stamp: .venv/.dev-stamp Makefile
-	@echo "Installing $(OLDEST) beside .venv ..."
-	@$(BIN)/python -m venv --clear .venv-oldest
-	@.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet --prefer-binary $(OLDEST)
-	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$(.venv-oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth"
-	@touch $@
+	$(call make_venv_before,.venv-oldest,$(OLDEST))
+
+.venv-readers/.stamp: .venv/.dev-stamp Makefile
+	$(call make_venv_before,.venv-readers,--no-deps --only-binary :all: $(READERS))

@@ -1,48 +1,21 @@
 """SGLang's own readers and ours, on the same files, where the sglang package is installed.
 
-Its package imports much that only a server has, so the files that are asked are loaded alone, beside
-stand-ins for what tells them of the server.
+Its package imports much that only a server has, so the files that are asked are loaded alone, beside stand-
+ins for what tells them of the server (`peers`). `make test-readers` installs the package.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from peers import load, stand_in
 from test_formats import EXPERTS, LAYERS, MODEL_LAYERS, RANKS, SLOTS, a_map, records, save_records
 
 from isotherm.placement import Placement
 from isotherm.traces.files import read_heat, read_placement, write_placement
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **values: Any) -> None:
-    module = ModuleType(name)
-    vars(module).update(values)
-    monkeypatch.setitem(sys.modules, name, module)
-
-
-def load(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    """One file of the installed package, by its own name."""
-    try:
-        path = Path(str(distribution("sglang").locate_file(f"{name.replace('.', '/')}.py")))
-    except PackageNotFoundError:
-        pytest.skip("the sglang package is not installed")
-    for parent in ("sglang", "sglang.srt", "sglang.srt.eplb"):
-        stand_in(monkeypatch, parent, __path__=[])
-    stand_in(monkeypatch, "sglang.srt.eplb.eplb_algorithms")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def server(monkeypatch: pytest.MonkeyPatch, location: Path) -> None:
@@ -65,7 +38,8 @@ def test_sglang_loads_the_placement_that_we_write(tmp_path: Path, monkeypatch) -
     placement = Placement(a_map(), EXPERTS)
     write_placement(placement, path, format="sglang", layer_ids=LAYERS, model_layers=MODEL_LAYERS)
     server(monkeypatch, path)
-    module = load(monkeypatch, "sglang.srt.eplb.expert_location")
+    stand_in(monkeypatch, "sglang.srt.eplb.eplb_algorithms")
+    module = load(monkeypatch, "sglang", "sglang.srt.eplb.expert_location")
     config = module.ModelConfigForExpertLocation(num_layers=MODEL_LAYERS, num_logical_experts=EXPERTS)
     model = SimpleNamespace(get_model_config_for_expert_location=lambda _: config)
     stand_in(monkeypatch, "sglang.srt.model_loader", get_model_architecture=lambda _: (model, None))
@@ -89,13 +63,14 @@ def test_sglang_and_we_read_the_same_of_per_pass_dumps(tmp_path: Path, monkeypat
         )
     stand_in(monkeypatch, "tqdm", tqdm=list)
     server(monkeypatch, tmp_path)
-    load(monkeypatch, "sglang.srt.eplb.expert_location")
+    stand_in(monkeypatch, "sglang.srt.eplb.eplb_algorithms")
+    load(monkeypatch, "sglang", "sglang.srt.eplb.expert_location")
     stand_in(
         monkeypatch,
         "sglang.srt.eplb.expert_distribution",
         _convert_global_physical_count_to_logical_count=None,
     )
-    reader = load(monkeypatch, "sglang.srt.eplb.eplb_simulator.reader")
+    reader = load(monkeypatch, "sglang", "sglang.srt.eplb.eplb_simulator.reader")
     theirs = reader.read_mode_per_pass(tmp_path)
     ours = read_heat(tmp_path, moe_layers=LAYERS, rows_per_window=1)
     assert (theirs["last_physical_to_logical_map"].numpy() == map_LP).all()
