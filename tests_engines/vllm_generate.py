@@ -1,6 +1,6 @@
 """Generates with a small MoE model of random weights in vLLM, in a process of its own: tokens as JSON.
 
-``--routed FILE`` keeps beside it what vLLM's own capturer of routed experts saw in each step.
+``--routed FILE``, with ``--alone``, keeps beside it what vLLM's own capturer of experts saw in each step.
 """
 
 from __future__ import annotations
@@ -135,9 +135,10 @@ def main() -> None:
     parser.add_argument("--family", default="qwen3_moe", choices=FAMILIES)
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--alone", action="store_true", help="all of vLLM in this process")
     parser.add_argument("--routed")
     options = parser.parse_args()
-    if options.routed:
+    if options.alone:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     Path(options.answers).write_text(json.dumps(generate(options)))
 

@@ -76,7 +76,7 @@ class Watched:
             window_steps=2,
             inline=True,
         )
-        self.observer = HeatObserver(self.collector, routers, **kwargs)
+        self.observer = HeatObserver(self.collector, routers, window_steps=2, **kwargs)
 
     def step(self, logits: torch.Tensor, num_tokens: int, num_decode: int) -> tuple[torch.Tensor, ...]:
         self.observer.begin(step_of(num_tokens, num_decode))
@@ -121,6 +121,17 @@ def test_real_tokens_of_steps_are_counted_by_kind_and_nothing_else_is() -> None:
         assert window.heat_KSLE[0].sum(axis=0)[layer].tolist() == counted(first[layer][2:5])
     assert window.tokens_K.tolist() == [3, 5]
     assert window.layer_ids == (2, 5)
+
+
+def test_the_last_window_is_filled_up_when_the_engine_ends() -> None:
+    watched = Watched()
+    for seed in range(3):
+        watched.step(logits_of(4, seed), 4, 0)
+    watched.observer.close()
+    windows = [watched.collector.poll() for _ in range(2)]
+    assert [window and window.tokens_K.tolist() for window in windows] == [[8, 0], [4, 0]]
+    assert [window and window.heat_LE.sum() for window in windows] == [2 * TOP_K * 8, 2 * TOP_K * 4]
+    assert not watched.observer.begin(step_of(4, 0))
 
 
 def test_compiled_regions_count_at_each_call() -> None:

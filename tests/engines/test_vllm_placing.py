@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isotherm.engines.vllm.placing import place_experts
+from isotherm.engines.vllm.placing import GAIN, place_experts
 from isotherm.placement import Placement, rank_loads
+from isotherm.planner import plan
 from isotherm.topology import Topology
 from isotherm.window import layer_imbalance
 
@@ -97,6 +98,20 @@ def test_an_empty_slot_goes_to_the_expert_that_carries_most_and_is_not_on_the_ra
     held_LP = np.array([[0, 1, 2, 3, 0, -1]])
     goal_LP = place_experts(np.array([[100, 60, 10, 5]]), topology, held_LP, max_imbalance=9.0)
     np.testing.assert_array_equal(goal_LP, [[0, 1, 2, 3, 0, 1]])  # expert 0 is on that rank already
+
+
+def test_a_layer_that_small_changes_cannot_help_is_placed_anew() -> None:
+    """vLLM's first placement on 32 ranks leads the search into a dead end in some layers."""
+    topology = Topology.for_model(experts=256, redundant=32, ranks=32)
+    load_LE = np.concatenate([loads_of(topology, experts=256, seed=seed) for seed in (2, 9)])
+    held_LP = vllm_start(topology, 256, len(load_LE))
+    searched = plan(load_LE, topology, held_LP, engine="vllm", max_imbalance=1.03)
+    anew_L = imbalance_of(place_experts(load_LE, topology), load_LE, topology)
+    goal_LP = place_experts(load_LE, topology, held_LP)
+    reached_L = searched.imbalance <= 1.03
+    np.testing.assert_array_equal(goal_LP[reached_L], searched.placement.slot_to_expert[reached_L])
+    most_L = np.where(reached_L, 1.03, anew_L / (1 - GAIN))
+    assert (imbalance_of(goal_LP, load_LE, topology) <= most_L + 1e-9).all()
 
 
 def test_what_stays_on_its_rank_keeps_its_slot_when_ranks_leave() -> None:

@@ -25,7 +25,7 @@ class RecordOptions:
 
     What follows -- is started as it is, in the place of this command: signals reach it and its exit code is
     the command's. Isotherm must be installed in vLLM's environment, on every node; what vLLM answers does not
-    change. The file gets a window every so many steps, and the last steps that fill none are left out.
+    change. The file gets a window every so many steps, and the rest when vLLM ends in good order.
 
     Examples:
         isotherm record --out chat.heat -- vllm serve Qwen/Qwen3-30B-A3B --enable-expert-parallel

@@ -33,6 +33,7 @@ class HeatObserver:
     Args:
         collector: counts and gathers; its ranks are all of vLLM's.
         routers: of the model; each is shown from here on.
+        window_steps: those of the collector.
         counts: whether this rank's tokens are its own: one of those that compute the same tokens.
         dp_rank: its data-parallel rank; None: there is one.
     """
@@ -42,11 +43,13 @@ class HeatObserver:
         collector: HeatCollector,
         routers: Routers,
         *,
+        window_steps: int,
         counts: bool = True,
         dp_rank: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self._collector, self._counts, self._dp_rank = collector, counts, dp_rank
+        self._window_steps = window_steps
         self._state = torch.zeros(4, dtype=torch.int64, device=device)
         self._state_tokens, self._state_decode = self._state[2:3], self._state[3:4]
         self._on_host = self._state.is_cpu
@@ -80,9 +83,11 @@ class HeatObserver:
             self._give_up(error)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """Ends the observation on every rank. Steps after the last whole window are left out. Waits for the
-        other ranks, at most ``timeout_seconds``."""
+        """Ends the observation on every rank. The last window is filled up with empty steps, so that no token
+        is lost. Waits for the other ranks, at most ``timeout_seconds``."""
         try:
+            for _ in range(-self._collector.step % self._window_steps):
+                self._collector.end_step(num_tokens=0)
             self._collector.close(timeout_seconds)
         except Exception as error:
             self._give_up(error)

@@ -68,6 +68,7 @@ def make_observer(worker: Any, settings: VllmSettings) -> HeatObserver:
     return HeatObserver(
         collector,
         routers,
+        window_steps=settings.window_steps,
         counts=dist.get_rank() % parallel.tensor_parallel_size == 0,
         dp_rank=parallel.data_parallel_rank if parallel.data_parallel_size > 1 else None,
         device=worker.device,
