@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from isotherm import planner, router
-from isotherm.config import MODES, Config, Mode
+from isotherm.config import MODES, Config, Mode, Split
 from isotherm.control import GroupLink, Heartbeat, Limits, Link, Span, no_span
 from isotherm.decide import Decision
 from isotherm.errors import IsothermError
@@ -355,6 +355,7 @@ class Balancer:
         *,
         micro_batches: int = 1,
         bytes_per_expert: int = 0,
+        split: Split = "shares",
         by_word: bool = False,
         device: torch.device | str = "cpu",
     ) -> Memory:
@@ -362,13 +363,14 @@ class Balancer:
         engine can plan for them; nothing is made here. Beside a CPU the device's buffers are host memory too.
 
         ``bytes_per_expert``: weights of one expert in one layer, which pass through pinned memory beside a
-        device; 0: no weights are lent. ``by_word``: they wait for a ``step_word``.
+        device; 0: no weights are lent. ``split``: as in `Config`. ``by_word``: they wait for a ``step_word``.
         """
         return memory_of_rooms(
             shape,
             topology,
             micro_batches=micro_batches,
             bytes_per_expert=bytes_per_expert,
+            split=split,
             by_word=by_word,
             device=device,
         )
@@ -399,6 +401,7 @@ class Balancer:
             imbalance_p50=imbalance.p50 if imbalance else None,
             imbalance_p95=imbalance.p95 if imbalance else None,
             imbalance_worst=imbalance.worst if imbalance else None,
+            served=loop.served,
         )
 
     def close(self, timeout_seconds: float = 30.0) -> None:

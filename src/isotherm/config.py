@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 Mode = Literal["off", "count", "observe", "shares", "full"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
+Split = Literal["shares", "near", "batch"]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -21,6 +23,10 @@ class Config:
     mode: Mode = "observe"
     """off: map by the loaded placement, count nothing · count: count locally · observe: gather heat
     and say what would be done · shares: change shares · full: move weights too."""
+    split: Split = "shares"
+    """How a rank splits its tokens over replicas. shares: as planned · near: its own replicas first, then
+    those on its node, as far as all ranks together send what is planned · batch: each large batch is levelled
+    by its own counts, on the CPU. docs/routing.md has what each costs and reaches."""
     policy: str = "incremental"
     """The planner's policy; `isotherm.planner.policies()` lists them."""
     window_steps: int = 256
@@ -71,6 +77,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r} is unknown: choose one of {', '.join(MODES)}")
+        if self.split not in get_args(Split):
+            raise ValueError(f"split={self.split!r} is unknown: choose one of {', '.join(get_args(Split))}")
         positive = (
             "window_steps",
             "slices",

@@ -59,6 +59,46 @@ class Failures:
 
 
 @dataclass(frozen=True)
+class Served:
+    """The imbalance of a window, over all layers, and where it came from.
+
+    Attributes:
+        planned: what the newest plan promised, of the heat that it was made for; None before any.
+        predicted: what its shares make of the heat that came instead.
+        achieved: what the ranks carried over the window.
+        per_step: what a single step of the window carries, by the noise of its batch: expected, if its tokens
+            choose independently with the window's heat.
+    """
+
+    planned: float | None
+    predicted: float
+    achieved: float
+    per_step: float
+
+    @property
+    def drift(self) -> float | None:
+        """What traffic that changed since the plan added."""
+        return None if self.planned is None else self.predicted - self.planned
+
+    @property
+    def dispatch(self) -> float:
+        """What dispatch added: whole tokens, and tables that changed within the window."""
+        return self.achieved - self.predicted
+
+    @property
+    def noise(self) -> float:
+        """What the noise of single batches adds to a step, which no split by shares can take back."""
+        return self.per_step - self.achieved
+
+    def __str__(self) -> str:
+        planned = "" if self.planned is None else f"planned {self.planned:.3f}, drift {self.drift:+.3f}: "
+        return (
+            f"{planned}predicted {self.predicted:.3f}, dispatch {self.dispatch:+.3f}: achieved "
+            f"{self.achieved:.3f}; in a single step, noise {self.noise:+.3f}: {self.per_step:.3f}"
+        )
+
+
+@dataclass(frozen=True)
 class Statistics:
     """The balancer at one moment, on this rank.
 
@@ -73,6 +113,7 @@ class Statistics:
         waits: how often a call on the forward path blocked the host, in this process.
         imbalance: what the last window carried, over all layers; None before the first. imbalance_p50,
             imbalance_p95, imbalance_worst: over its layers.
+        served: that imbalance beside what was planned and predicted; None before the first window.
     """
 
     state: State
@@ -95,6 +136,7 @@ class Statistics:
     imbalance_p50: float | None
     imbalance_p95: float | None
     imbalance_worst: float | None
+    served: Served | None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from isotherm.bench.show import wide_console
 from isotherm.cli.file_options import as_text, print_json, tell_notes, tracked
 from isotherm.cli.pictures import check_picture, write_picture
 from isotherm.cli.replay_options import ReplayOptions, chosen_windows, read_replayed, too_short
-from isotherm.config import Config
+from isotherm.config import Config, Split
 
 if TYPE_CHECKING:
     from isotherm.placement import Placement
@@ -32,6 +32,7 @@ class ReplayedConfig(Config):
 
     mode: Literal["shares", "full"] = "full"
     """shares: weights stay where they are. full: they move too."""
+    split: tyro.conf.Suppress[Split] = Config.split
     window_steps: tyro.conf.Suppress[int] = Config.window_steps
     slices: tyro.conf.Suppress[int] = Config.slices
     step_ms: tyro.conf.Suppress[float] = Config.step_ms

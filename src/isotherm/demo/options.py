@@ -17,9 +17,10 @@ DEFAULT_RANKS = 8
 class DemoOptions:
     """Runs a Mixture-of-Experts model over several processes and balances it while it serves real text.
 
-    Halfway the text changes from one kind to another, heat shifts, and Isotherm answers. At the end the same
-    engine runs the same batches with balancing off, and every logit must be equal, bit for bit; else the
-    exit code is 1. Started by torchrun, each process is one rank.
+    Halfway the text changes from one kind to another, heat shifts, and Isotherm answers: by new shares within
+    a window or two, then by moves. At the end the same engine runs the same batches with balancing off, and
+    every logit must be equal, bit for bit; else the exit code is 1. Started by torchrun, each process is one
+    rank.
 
     Examples:
         isotherm demo

@@ -59,6 +59,8 @@ def print_result(result: DemoResult, files: tuple[Path, ...], console: Console) 
     for decision in result.decisions:
         if decision.plan is not None:
             console.print(f"  step {decision.step:>4}: {decision.reason}", highlight=False)
+    if result.served is not None:
+        console.print(f"imbalance of the last window: {result.served}", highlight=False)
     _print_verdict(result, console)
     for path in files:
         console.print(f"written: {path}", highlight=False)

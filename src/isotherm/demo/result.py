@@ -11,6 +11,7 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.decide import Decision
 from isotherm.demo.engine import PassRecord, RankRecord, StockCheck
+from isotherm.status import Served
 from isotherm.topology import Topology
 from isotherm.window import HeatWindow, overall_imbalance
 
@@ -37,7 +38,7 @@ class DemoResult:
     """Everything the table, the picture and the JSON show.
 
     ``load_NGL`` is int64 [steps, ranks, layers], pairs that each rank computed; ``off_load_NGL`` the same
-    with balancing off.
+    with balancing off. ``served`` explains the imbalance of the last window.
     """
 
     topology: Topology
@@ -49,6 +50,7 @@ class DemoResult:
     windows: tuple[HeatWindow, ...]
     decisions: tuple[Decision, ...]
     publications: tuple[int, ...]
+    served: Served | None
     plans: int
     moves: int
     moved_bytes: int
@@ -89,6 +91,7 @@ class DemoResult:
                 {"step": each.step, "action": each.action, "reason": each.reason} for each in self.decisions
             ],
             "publications": list(self.publications),
+            "last_window": None if self.served is None else asdict(self.served),
             "plans": self.plans,
             "moves": self.moves,
             "moved_bytes": self.moved_bytes,
@@ -121,15 +124,17 @@ def wrong_logits(on: Sequence[RankRecord], off: Sequence[RankRecord]) -> tuple[t
 def find_phases(
     ranks: Sequence[RankRecord],
     publications: Sequence[int],
+    moved: int | None,
     shift: int | None,
     end: int,
     window: int,
 ) -> tuple[Phase, ...]:
-    """The four moments that the table compares, as far as the run has them.
+    """The moments that the table compares, as far as the run has them.
 
     Before balancing: until the first tables change. Balanced: the last ``window`` steps before the shift.
-    Just after the shift: until the next change. Answered: the last ``window`` steps before ``end``. Neither
-    of the second and last begins before the change it speaks of.
+    Just after the shift: until the next change. New shares: from there until weights have ``moved`` for the
+    first time since, where that came later. Answered: the last ``window`` steps before ``end``. Neither of
+    the second and last begins before the change it speaks of.
     """
     shift = end if shift is None else shift
     early = [step for step in publications if 0 < step < shift]
@@ -139,9 +144,27 @@ def find_phases(
         spans.append(("balanced", max(early[0], shift - window), shift))
     if shift < end:
         spans.append(("just after the shift", shift, min(late, default=end)))
+    if late and moved is not None and late[0] < moved < end:
+        spans.append(("new shares alone", late[0], moved))
     if late:
-        spans.append(("shift answered", max(late[0], end - window), end))
+        answered = late[0] if moved is None else max(late[0], moved)
+        spans.append(("shift answered", max(answered, end - window), end))
     return tuple(_phase(name, ranks, first, behind) for name, first, behind in spans)
+
+
+def first_moved(
+    decisions: Sequence[Decision], publications: Sequence[int], shift: int | None, end: int
+) -> int | None:
+    """The step from which tables first use weights that moved because of the shift: the second change of
+    tables after that was decided, since the first retires the slots, and gives the others new shares."""
+    if shift is None:
+        return None
+    for decision in decisions:
+        if decision.action == "moves" and decision.step > shift:
+            changes = [step for step in publications if decision.step <= step < end]
+            if len(changes) > 1:
+                return changes[1]
+    return None
 
 
 def _phase(name: str, ranks: Sequence[RankRecord], first: int, behind: int) -> Phase:
@@ -180,18 +203,20 @@ def build_result(
     """Puts together what rank 0 gathered."""
     publications = tuple(tables.step for tables in on.tables if tables.epoch)
     load_NGL = np.stack([rank.received_NL for rank in on_ranks], axis=1)
-    end = shifts[1] if len(shifts) > 1 else len(load_NGL)
+    shift, end = shifts[0] if shifts else None, shifts[1] if len(shifts) > 1 else len(load_NGL)
+    moved = first_moved(on.decisions, publications, shift, end)
     isotherm_N = np.stack([rank.isotherm_seconds_N for rank in on_ranks]).max(axis=0)
     return DemoResult(
         topology=topology,
         kinds=kinds,
-        shift=shifts[0] if shifts else None,
+        shift=shift,
         load_NGL=load_NGL,
         off_load_NGL=np.stack([rank.received_NL for rank in off_ranks], axis=1),
-        phases=find_phases(on_ranks, publications, shifts[0] if shifts else None, end, window),
+        phases=find_phases(on_ranks, publications, moved, shift, end, window),
         windows=on.windows,
         decisions=on.decisions,
         publications=publications,
+        served=on.rank.statistics.served,
         plans=on.rank.statistics.plans,
         moves=on.rank.statistics.moves,
         moved_bytes=sum(rank.statistics.moved_bytes for rank in on_ranks),

@@ -14,11 +14,12 @@ from isotherm.control import Announcer, Limits, PlanDesk, PlanLog, Promise, Seen
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.forward import ForwardPath
+from isotherm.hall.explain import explain_window
 from isotherm.hall.rooms import Rooms
 from isotherm.mover import Ledger, Mover, Phase, Rules
 from isotherm.placement import Placement, Plan, digest
 from isotherm.planner.outlook.past import Past
-from isotherm.status import State
+from isotherm.status import Served, State
 from isotherm.streams import Stream
 from isotherm.topology import Topology
 from isotherm.window import HeatWindow, ImbalanceSummary
@@ -86,6 +87,8 @@ class Loop:
         self.windows = 0
         self.plans = 0
         self.imbalance: ImbalanceSummary | None = None
+        self.served: Served | None = None
+        self._planned: float | None = None
         self.on_window: Callable[[HeatWindow], None] | None = None
         self.on_decision: Callable[[Decision], None] | None = None
         self._window: HeatWindow | None = None
@@ -106,7 +109,7 @@ class Loop:
             bytes_per_expert=rooms.bytes_per_expert,
             bytes_per_step=config.move_bytes_per_step,
             finished=rooms.forward.finished,
-            publish=rooms.publish,
+            publish=lambda ledger: rooms.publish(ledger, self._window),
             see=self._on_move,
             fail=lambda message: self.watch.fail("transfer_failed", message),
             span=self._span,
@@ -125,6 +128,7 @@ class Loop:
         """Takes in a window that was gathered, and plans on it unless something else is under way."""
         self.windows += 1
         self.imbalance = ImbalanceSummary.of(window.load_LG, window.layer_ids)
+        self.served = explain_window(window, self._in_force(), self._topology, self._planned)
         self._plan_log.see_window(window.start_step, window.end_step, self.imbalance.overall)
         self._window = window
         self._heat_LE = window.heat_LE
@@ -135,6 +139,10 @@ class Loop:
             self._begin_planning(window)
         if self.on_window is not None:
             self.on_window(window)
+
+    def _in_force(self) -> Ledger:
+        """What this rank routes by."""
+        return self.mover.ledger_in_force(self._forward.epoch)
 
     def _begin_planning(self, window: HeatWindow) -> None:
         if self._rank != 0 or self._is_held or not self.desk.is_free:
@@ -179,6 +187,7 @@ class Loop:
             self.watch.fail("plan_refused", str(error))
             return
         self.plans += 1
+        self._planned = float(plan.imbalance.mean())
         moves = self.mover.ledger.phase is not Phase.SETTLED
         self.watch.see(Seen.AIMED if moves else Seen.DECIDED)
         self._plan_log.accept(self._step(), is_settled=not moves)
@@ -203,6 +212,8 @@ class Loop:
 
     def _call_off(self) -> None:
         """Gives up whatever is under way: what is published stays, and the next plan starts from what is."""
+        if self.mover.ledger.phase is not Phase.SETTLED:
+            self._planned = None
         self.desk.call_off()
         self.announcer.call_off()
         self.mover.call_off()

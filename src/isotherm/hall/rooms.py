@@ -8,10 +8,11 @@ from typing import TypeAlias
 
 import torch
 
-from isotherm.config import Config, Mode
+from isotherm.config import Config, Mode, Split
 from isotherm.control import Announcer, Heartbeat, Link, Meeting, PlanDesk, Span, Watch, check_peers
 from isotherm.forward import ForwardPath, StepWord
-from isotherm.heat import HeatCollector, HeatGather, memory_of_heat
+from isotherm.hall.tables import TableRule, tells_sources
+from isotherm.heat import Asked, HeatCollector, HeatGather, memory_of_heat
 from isotherm.mover import (
     BUFFERS,
     Carrier,
@@ -31,6 +32,7 @@ from isotherm.router import Dispatch, Router, RoutingTables, TableShelf
 from isotherm.status import Memory
 from isotherm.streams import Backend, Stream, backend_for
 from isotherm.topology import MoEShape, Topology
+from isotherm.window import HeatWindow
 
 MakeTransport: TypeAlias = Callable[[ExpertWeights, Topology, Backend], Transport]
 """Makes what carries the weights."""
@@ -73,6 +75,7 @@ class Rooms:
     """
 
     shape: MoEShape
+    rule: TableRule
     collector: HeatCollector
     router: Router
     shelf: TableShelf
@@ -89,12 +92,12 @@ class Rooms:
         """What one move carries; 0 without weights."""
         return 0 if self.weights is None else self.weights.bytes_per_expert
 
-    def publish(self, ledger: Ledger) -> None:
+    def publish(self, ledger: Ledger, window: HeatWindow | None) -> None:
         """Leaves the tables of the ledger's epoch, and the weights that wait for them, for the engine's
         thread. On the heartbeat's."""
         if self.staging is not None:
             self.staging.leave(ledger)
-        self.shelf.leave(ledger.epoch, tables_of(ledger, self.shape))
+        self.shelf.leave(ledger.epoch, self.rule.tables(ledger, window))
 
 
 def make_rooms(
@@ -129,10 +132,12 @@ def make_rooms(
         micro_batches=micro_batches,
         backend=backend,
         inline=inline,
+        source_heat=tells_sources(config.split, topology),
         span=span,
     )
+    rule = TableRule(shape, topology, config.split, ways.dispatch, rank)
     router = Router(
-        tables_of(start, shape),
+        rule.tables(start),
         rank=rank,
         backend=backend,
         heat_MKLE=collector.totals.heat_MKLE,
@@ -142,7 +147,7 @@ def make_rooms(
     shelf = TableShelf(router, backend)
     if weights is None:
         forward = ForwardPath(collector, router, shelf, backend, config.mode, step_word=ways.step_word)
-        return Rooms(shape, collector, router, shelf, forward, ways, None, None, None, None, False)
+        return Rooms(shape, rule, collector, router, shelf, forward, ways, None, None, None, None, False)
     experts = ExpertWeights(weights, layers=shape.layers, slots_per_rank=topology.slots_per_rank)
     slots = LocalSlots(weights, experts, topology, rank)
     staging = None if ways.step_word is None else Staging(experts, topology, rank, backend, buffers=BUFFERS)
@@ -157,7 +162,9 @@ def make_rooms(
         on_arrival=_arrivals(ways.on_arrival, topology, rank),
     )
     is_movable = topology.slots > shape.experts or ways.step_word is not None
-    return Rooms(shape, collector, router, shelf, forward, ways, experts, slots, carrier, staging, is_movable)
+    return Rooms(
+        shape, rule, collector, router, shelf, forward, ways, experts, slots, carrier, staging, is_movable
+    )
 
 
 def _nothing() -> None:
@@ -201,6 +208,7 @@ def memory_of_rooms(
     *,
     micro_batches: int,
     bytes_per_expert: int,
+    split: Split,
     by_word: bool,
     device: torch.device | str,
 ) -> Memory:
@@ -213,9 +221,10 @@ def memory_of_rooms(
         queues_work=torch.device(device).type != "cpu",
         inline=False,
         on_device=False,
+        asked=Asked(source_heat=tells_sources(split, topology)),
     )
     words = sum(each.header_words for each in (Watch, HeatGather, PlanDesk, Announcer, Mover, Meeting))
-    tables = Router.memory(shape, topology, micro_batches, device=device)
+    tables = Router.memory(shape, topology, micro_batches, device=device, levels_batches=split == "batch")
     staging = HostTransport.memory(bytes_per_expert, device=device)
     if by_word:
         staging += Staging.memory(bytes_per_expert, buffers=BUFFERS)
