@@ -33,18 +33,24 @@ def traffic(rank, step, layer):
     return torch.from_numpy(np.argsort(rng.exponential(1 / hot_E, (TOKENS, EXPERTS)), axis=1)[:, :2].copy())
 
 
-def serve(link, split, mode, steps):
+def serve(link, split, mode, steps, dispatch="sender"):
     """What one rank sent, [steps, layers, expert or slot, pairs]; windows; statistics; placement."""
     topology = topology_of(link.size)
     config = Config(mode=mode, split=split, window_steps=WINDOW, confidence=0.0)
-    balancer = Balancer(SHAPE, topology, group=link, weights=None, config=config, inline=True)
+    balancer = Balancer(
+        SHAPE, topology, group=link, weights=None, config=config, dispatch=dispatch, inline=True
+    )
     windows, said, sent = [], [], []
     balancer.on_window(windows.append)
     for step in range(steps):
         with balancer.step(TOKENS):
             for layer in range(LAYERS):
-                ids = traffic(link.rank, step, layer)
-                slots = balancer.route(layer, ids)
+                if dispatch == "replicated":
+                    ids = torch.cat([traffic(rank, step, layer) for rank in range(link.size)])
+                    slots = balancer.route(layer, ids, first_token=link.rank * TOKENS)
+                else:
+                    ids = traffic(link.rank, step, layer)
+                    slots = balancer.route(layer, ids)
                 sent.append(torch.stack([ids, slots]).numpy())
         said.append(balancer.statistics())
     balancer.close()
@@ -129,6 +135,18 @@ def test_processes_serve_as_threads_do(tmp_path):
     assert found[0][1][-1].source_heat_NLE is not None
     for (pairs, *_), (others, *_) in zip(found, again):
         assert np.array_equal(pairs, others)
+
+
+@pytest.mark.parametrize("split", ["shares", "batch"])
+def test_replicated_ranks_choose_alike_and_windows_count_each_pair_once(split):
+    found = on_ranks(2, split, "observe", 16, "replicated")
+    assert_served(found)
+    assert found[0][0].shape[-1] == 2 * 2 * TOKENS
+    for pairs, windows, *_ in found:
+        assert np.array_equal(pairs, found[0][0])
+        counted_LE = sum(window.heat_LE for window in windows)
+        named_LX = np.moveaxis(pairs[: windows[-1].end_step, :, 0], 1, 0).reshape(LAYERS, -1)
+        assert (counted_LE == [np.bincount(row, minlength=EXPERTS) for row in named_LX]).all()
 
 
 def test_near_replicas_and_replicated_dispatch_do_not_go_together():
