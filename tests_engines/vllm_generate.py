@@ -26,6 +26,7 @@ COMMON = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
+    "initializer_range": 0.2,
     "hidden_act": "silu",
     "eos_token_id": 1,
     "bos_token_id": 0,
@@ -55,12 +56,9 @@ FAMILIES = {
 def generate(options: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    folder = Path(options.model_folder)
-    config = {"model_type": options.family, **FAMILIES[options.family]}
-    (folder / "config.json").write_text(json.dumps(config))
+    save_model(options.family, options.model_folder)
     llm = LLM(
-        model=str(folder),
-        load_format="dummy",
+        model=options.model_folder,
         skip_tokenizer_init=True,
         dtype="float32",
         seed=0,
@@ -83,6 +81,17 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     if routed is not None:
         routed.save(options.routed)
     return {"tokens": [list(answer.outputs[0].token_ids) for answer in answers]}
+
+
+def save_model(family: str, folder: str) -> None:
+    """Random weights, the same at each call, and larger than vLLM's own dummy ones, whose experts add next to
+    nothing to an answer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 def compilation(compiled: bool) -> dict[str, Any]:
