@@ -110,7 +110,8 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     weight_K = _kind_weights(state.config, len(window.tokens_K))
     heat_LE = np.tensordot(weight_K, window.heat_KSLE.sum(axis=1), axes=1)
     past = state.past.with_window(window, state.config.forecast_windows)
-    trial = Trial(state.topology, state.placement, state.shares, _objective(state, past), ())
+    objective, by_kind = _objectives(state, past, weight_K)
+    trial = Trial(state.topology, state.placement, state.shares, objective, by_kind, ())
     now = trial.imbalance(heat_LE, state.placement, state.shares)
     quiet = Decision("nothing", None, "", clock, now, now, promised=past.promised)
 
@@ -143,13 +144,20 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     return replace(state, past=past), decision
 
 
-def _objective(state: State, past: Past) -> Objective:
-    """What a load is: reads besides tokens where it was counted when experts were active."""
-    seen = [(g.heat_KLE.sum(axis=0), g.active_LE) for g in past.glimpses if g.active_LE is not None]
+def _objectives(state: State, past: Past, weight_K: FloatArray) -> tuple[Objective, tuple[Objective, ...]]:
+    """What a load is, of all kinds together and of each alone: tokens; and, where it was counted when experts
+    were active, the reads that decode makes."""
+    tokens = TokenLoad(state.topology)
+    seen = [(g.heat_KLE, g.active_LE) for g in past.glimpses if g.active_LE is not None]
     if state.config.objective == "tokens" or not seen:
-        return TokenLoad(state.topology)
-    heat_LE, active_LE = (np.asarray(sum(each)) for each in zip(*seen, strict=True))
-    return ReadLoad.of(state.topology, heat_LE, active_LE, state.config.tokens_per_read)
+        return tokens, (tokens,) * len(weight_K)
+    heat_KLE, active_LE = (np.asarray(sum(each)) for each in zip(*seen, strict=True))
+    # Kinds that are not those of `window.KINDS` are taken for decode.
+    reads = [kind for kind in range(len(weight_K)) if len(weight_K) != len(KINDS) or KINDS[kind] == "decode"]
+    load = ReadLoad.of(
+        state.topology, heat_KLE, active_LE, reads, weight_K, tokens_per_read=state.config.tokens_per_read
+    )
+    return load, tuple(load.alone() if kind in reads else tokens for kind in range(len(weight_K)))
 
 
 def _kind_weights(config: Config, kinds: int) -> FloatArray:
@@ -280,9 +288,11 @@ def _moves_per_layer(plan: Plan) -> Int64Array:
 def _plan_moves(state: State, trial: Trial, heats: list[FloatArray], most: int) -> Plan:
     """At most ``most`` moves for these heats. Layers without heat stay as they are."""
 
-    def make(heat_LE: FloatArray) -> Plan:
+    objectives = [trial.objective_of(case) for case in trial.cases]
+
+    def make(weight_LE: FloatArray) -> Plan:
         request = PlanRequest(
-            heat_LE=trial.objective.weights(heat_LE),
+            heat_LE=weight_LE,
             topology=state.topology,
             current=state.placement,
             max_imbalance=state.config.max_imbalance,
@@ -293,4 +303,8 @@ def _plan_moves(state: State, trial: Trial, heats: list[FloatArray], most: int) 
         )
         return make_plan(request, policy=state.config.policy)
 
-    return plan_for_worst(heats, make, lambda heat_LE, plan: trial.loads(heat_LE, plan.placement))
+    def serve(place: int, plan: Plan) -> FloatArray:
+        return trial.loads(heats[place], plan.placement, objective=objectives[place])
+
+    weights = [each.weights(heat_LE) for each, heat_LE in zip(objectives, heats, strict=True)]
+    return plan_for_worst(weights, make, serve)

@@ -34,7 +34,7 @@ def dealt(tokens_T, shares):
 def test_a_replica_is_active_as_often_as_the_model_says(tokens, share):
     steps = 400
     found = dealt([tokens] * steps, [share, 1 - share])
-    load = ReadLoad(TOPOLOGY, np.full((1, 4), float(tokens)), 1e12)
+    load = ReadLoad(TOPOLOGY, np.full((1, 4), float(tokens)), 1e12, np.ones((1, 4)))
     shares = np.array([[share, 0.5, 1, 1 - share, 1, 0.5]])
     units_LP = load.units(PLACEMENT, shares)
     expected = units_LP[0, [0, 3]] * tokens * steps
@@ -43,7 +43,7 @@ def test_a_replica_is_active_as_often_as_the_model_says(tokens, share):
 
 def test_many_tokens_make_reads_a_matter_of_tokens():
     heat = np.array([[900.0, 500.0, 700.0, 300.0]])
-    load = ReadLoad.of(TOPOLOGY, heat, np.full((1, 4), 0.001), 1e-3)
+    load = ReadLoad.of(TOPOLOGY, heat[None], np.full((1, 4), 0.001), [0], np.ones(1), tokens_per_read=1e-3)
     shares = load.shares(heat, PLACEMENT)
     assert shares == pytest.approx(TokenLoad(TOPOLOGY).shares(heat, PLACEMENT))
     assert load.weights(heat) / load.weights(heat).sum() == pytest.approx(heat / heat.sum())
@@ -68,7 +68,7 @@ def every_choice():
 def test_shares_for_reads_are_no_worse_than_balanced_tokens_nor_than_any_choice(seed):
     rng = np.random.default_rng(seed)
     heat = rng.lognormal(5, 0.8, (1, 4))
-    load = ReadLoad(TOPOLOGY, rng.uniform(1, 30, (1, 4)), 256.0)
+    load = ReadLoad(TOPOLOGY, rng.uniform(1, 30, (1, 4)), 256.0, rng.uniform(0, 1, (1, 4)))
     shares = load.shares(heat, PLACEMENT)
     best = min(peak_of(load, heat, each) for each in every_choice())
     found = peak_of(load, heat, shares)
@@ -89,6 +89,55 @@ def test_the_mind_levels_reads_where_they_are_counted():
         decision = make_decision(state, window, 1000)[1]
         assert decision.action == "shares"
         assert ((decision.plan.shares % 1) > 0).any() == split
+
+
+def test_prefill_is_tokens_and_decode_is_reads_each_by_its_weight():
+    heat_KLE = np.array([[[8000.0, 0, 400, 0]], [[2000.0, 600, 400, 0]]])
+    active_LE = np.array([[100.0, 100, 100, 0]])
+    load = ReadLoad.of(TOPOLOGY, heat_KLE, active_LE, [1], np.array([1.0, 3.0]), tokens_per_read=50.0)
+    assert load.tokens_LE.tolist() == [[20, 6, 4, 1]]
+    weighed = heat_KLE[0] + 3 * heat_KLE[1]
+    # Reads of decode, three times each, and tokens, of which fifty take as long as a read.
+    expected = 3 * np.array([[100.0, 100, 100, 0]]) + weighed / 50
+    assert load.weights(weighed) == pytest.approx(expected)
+    assert load.alone().weights(heat_KLE[1]) == pytest.approx(expected / 3 - heat_KLE[0] / 150)
+    prefill = ReadLoad.of(TOPOLOGY, heat_KLE[:1], active_LE, [], np.ones(1), tokens_per_read=50.0)
+    assert prefill.weights(heat_KLE[0]) == pytest.approx(heat_KLE[0] / 50)
+
+
+PREFILL, DECODE = np.array([[40_000, 40_000, 0, 0]]), np.array([[4000, 4000, 10, 10]])
+ACTIVE = np.array([[1000, 1000, 10, 10]])
+
+
+def mind_of(prefill_weight, decode_weight, *, robust=False):
+    """What the mind makes of two experts that take nearly all tokens of both kinds."""
+    heat = np.stack([PREFILL, DECODE])[:, None].repeat(2, axis=1)
+    window = iso.HeatWindow(heat, None, (0, 500, 1000), (80_000, 8000), (0,), active_steps_LE=ACTIVE)
+    config = iso.Config(
+        mode="shares",
+        robust=robust,
+        prefill_weight=prefill_weight,
+        decode_weight=decode_weight,
+        tokens_per_read=64.0,
+    )
+    start = np.array([[0.5, 0.9, 1, 0.5, 1, 0.1]])
+    state = State(TOPOLOGY, config, PLACEMENT, start, settled=True, movable=False)
+    return make_decision(state, window, 1000)[1]
+
+
+def test_prefill_alone_is_split_and_decode_alone_is_not():
+    prefill, decode = (mind_of(*weights).plan.shares[0, :2] for weights in ((1.0, 0.0), (0.0, 1.0)))
+    assert ((prefill > 0) & (prefill < 1)).all()
+    assert ((decode == 0) | (decode == 1)).all()
+
+
+def test_the_robust_mind_weighs_each_kind_by_its_own_load():
+    decode = ReadLoad.of(TOPOLOGY, 2.0 * DECODE[None], ACTIVE, [0], np.ones(1), tokens_per_read=64.0)
+    heat = 2.0 * DECODE
+    worst = peak_of(decode, heat, decode.shares(heat, PLACEMENT)) / (decode.weights(heat).sum() / 3)
+    assert worst > 1.4  # two experts on three ranks: one of them reads nothing
+    assert mind_of(1.0, 0.1, robust=True).by_shares == pytest.approx(worst)
+    assert mind_of(1.0, 0.1).by_shares < worst - 0.1
 
 
 # -- nodes ---------------------------------------------------------------------------------------------
@@ -141,15 +190,15 @@ def test_the_worst_of_several_heats_is_served_better_than_by_a_plan_for_one():
     rng = np.random.default_rng(2)
     heats = [rng.lognormal(0, 1.0, (3, 16)) * size for size in (1, 10, 3)]
 
-    def serve(heat, plan):
-        shares = balanced_shares(heat, plan.placement, topology)
-        return rank_loads(heat, plan.placement, shares, topology)
+    def serve(place, plan):
+        shares = balanced_shares(heats[place], plan.placement, topology)
+        return rank_loads(heats[place], plan.placement, shares, topology)
 
     def make(heat):
         return iso.plan(heat, topology)
 
     def worst(plan):
-        return max(iso.overall_imbalance(serve(heat, plan)) for heat in heats)
+        return max(iso.overall_imbalance(serve(place, plan)) for place in range(3))
 
     robust = plan_for_worst(heats, make, serve)
     assert worst(robust) < min(worst(make(heat)) for heat in heats) - 0.01

@@ -75,6 +75,7 @@ class Case:
         heat_LE: all of it.
         older_LE, newer_LE: its halves.
         scatter: variance over mean of a number of ``newer_LE``.
+        kind: the kind of tokens that it is of; None: all kinds together.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Case:
     older_LE: FloatArray
     newer_LE: FloatArray
     scatter: float
+    kind: int | None = None
 
 
 class _Half(NamedTuple):
@@ -132,7 +134,7 @@ def _others(
     if np.count_nonzero(warm_K) > 1:
         alone_KK = np.diag(weight_K)
         cases = [
-            _case(f"kind {kind} alone", expected, scatter_K, alone_KK[kind])
+            _case(f"kind {kind} alone", expected, scatter_K, alone_KK[kind], int(kind))
             for kind in np.flatnonzero(warm_K)
         ]
     out_W = (weight_KW[weight_K > 0] == 0).any(axis=0)
@@ -169,7 +171,11 @@ def _add_up(glimpses: tuple[Glimpse, ...], kind: int, pieces: list[tuple[int, in
 
 
 def _case(
-    name: str, halves: list[_Halves] | None, scatter_K: FloatArray, weight_K: FloatArray
+    name: str,
+    halves: list[_Halves] | None,
+    scatter_K: FloatArray,
+    weight_K: FloatArray,
+    kind: int | None = None,
 ) -> Case | None:
     """The kinds together; None where one of the halves is without heat."""
     if halves is None:
@@ -183,4 +189,4 @@ def _case(
         variance += weight**2 * scatter * newer.square / newer.steps**2
     if not older_LE.any() or not newer_LE.any():
         return None
-    return Case(name, heat_LE, older_LE, newer_LE, float(variance / newer_LE.sum()))
+    return Case(name, heat_LE, older_LE, newer_LE, float(variance / newer_LE.sum()), kind)

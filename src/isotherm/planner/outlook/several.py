@@ -15,36 +15,36 @@ _RATE = 10.0
 
 
 def plan_for_worst(
-    heats: Sequence[FloatArray],
+    weights: Sequence[FloatArray],
     make: Callable[[FloatArray], Plan],
-    serve: Callable[[FloatArray, Plan], FloatArray],
+    serve: Callable[[int, Plan], FloatArray],
 ) -> Plan:
     """Of the plans tried, the one under which the worst served of several heats is served best.
 
     Args:
-        heats: float64 [layers, experts] each.
-        make: the plan for one heat.
-        serve: loads float64 [layers, ranks] of a heat under a plan's placement, with the best shares for that
-            heat: shares follow traffic from window to window, weights stay.
+        weights: of each heat, what its experts add to the load of an only replica, float64 [layers, experts].
+        make: the plan for such weights.
+        serve: loads float64 [layers, ranks] of the heat of that place under a plan's placement, with the best
+            shares for that heat: shares follow traffic from window to window, weights stay.
 
     One heat has one plan. Of several, each alone is tried, and mixtures in which, layer by layer, those that
     are served worst gain weight (multiplicative weights; Arora, Hazan and Kale 2012). The search itself knows
     one heat at a time, so this is no proof that nothing is better.
     """
-    if len(heats) == 1:
-        return make(heats[0])
-    part_CLE = np.stack([_per_layer(heat_LE) for heat_LE in heats])
+    if len(weights) == 1:
+        return make(weights[0])
+    part_CLE = np.stack([_per_layer(weight_LE) for weight_LE in weights])
     weight_CL = np.ones(part_CLE.shape[:2])
     tried: list[tuple[float, Plan]] = []
 
-    def attempt(heat_LE: FloatArray) -> list[FloatArray]:
-        plan = make(heat_LE)
-        load_CLG = [serve(each_LE, plan) for each_LE in heats]
+    def attempt(weight_LE: FloatArray) -> list[FloatArray]:
+        plan = make(weight_LE)
+        load_CLG = [serve(place, plan) for place in range(len(weights))]
         tried.append((max(map(overall_imbalance, load_CLG)), plan))
         return load_CLG
 
-    for heat_LE in heats:
-        attempt(heat_LE)
+    for each_LE in weights:
+        attempt(each_LE)
     for _ in range(_ROUNDS):
         load_CLG = attempt(np.einsum("cl,cle->le", weight_CL, part_CLE))
         weight_CL *= np.exp(_RATE * np.stack([layer_imbalance(load_LG) for load_LG in load_CLG]))

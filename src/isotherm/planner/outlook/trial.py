@@ -21,31 +21,50 @@ class Trial:
     """What is served now, what is expected, and what a load is.
 
     Where there are several cases a placement is as good as its worst. Each case is served with the best
-    shares for it, since shares follow traffic from window to window.
+    shares for it, since shares follow traffic from window to window, and by the load that its kind of tokens
+    makes (``by_kind``), if it is of one kind alone.
     """
 
     topology: Topology
     placement: Placement
     shares: FloatArray
     objective: Objective
+    by_kind: tuple[Objective, ...]
     cases: tuple[Case, ...]
 
+    def objective_of(self, case: Case) -> Objective:
+        return self.objective if case.kind is None else self.by_kind[case.kind]
+
     def loads(
-        self, heat_LE: FloatArray, placement: Placement, shares_LP: FloatArray | None = None
+        self,
+        heat_LE: FloatArray,
+        placement: Placement,
+        shares_LP: FloatArray | None = None,
+        objective: Objective | None = None,
     ) -> FloatArray:
         """What each rank would carry, float64 [layers, ranks]; with the best shares where none are given."""
+        objective = objective or self.objective
         if shares_LP is None:
-            shares_LP = self.objective.shares(heat_LE, placement)
-        return rank_loads(heat_LE, placement, self.objective.units(placement, shares_LP), self.topology)
+            shares_LP = objective.shares(heat_LE, placement)
+        return rank_loads(heat_LE, placement, objective.units(placement, shares_LP), self.topology)
 
     def imbalance(
-        self, heat_LE: FloatArray, placement: Placement, shares_LP: FloatArray | None = None
+        self,
+        heat_LE: FloatArray,
+        placement: Placement,
+        shares_LP: FloatArray | None = None,
+        objective: Objective | None = None,
     ) -> float:
         """The loads of the hottest ranks over the means, summed over layers. The means are those of experts
         on one replica each: where splitting makes work, that is no part of them."""
-        peak = float(self.loads(heat_LE, placement, shares_LP).max(axis=1).sum())
-        mean = float(self.objective.weights(heat_LE).sum()) / self.topology.ranks
+        objective = objective or self.objective
+        peak = float(self.loads(heat_LE, placement, shares_LP, objective).max(axis=1).sum())
+        mean = float(objective.weights(heat_LE).sum()) / self.topology.ranks
         return peak / mean if mean > 0 else 1.0
+
+    def case_imbalance(self, case: Case, placement: Placement, shares_LP: FloatArray | None = None) -> float:
+        """The imbalance of a case, by the load of its kind."""
+        return self.imbalance(case.heat_LE, placement, shares_LP, self.objective_of(case))
 
     @cached_property
     def as_is(self) -> float:
@@ -55,7 +74,7 @@ class Trial:
     @cached_property
     def level(self) -> float:
         """The worst imbalance of all cases as they are served now."""
-        others = [self.imbalance(case.heat_LE, self.placement, self.shares) for case in self.cases[1:]]
+        others = [self.case_imbalance(case, self.placement, self.shares) for case in self.cases[1:]]
         return max([self.as_is, *others])
 
     @cached_property
@@ -71,7 +90,7 @@ class Trial:
     @cached_property
     def by_shares(self) -> float:
         """The worst imbalance of all cases while weights stay, each with its best shares."""
-        others = [self.imbalance(case.heat_LE, self.placement) for case in self.cases[1:]]
+        others = [self.case_imbalance(case, self.placement) for case in self.cases[1:]]
         return max([self.reshared, *others])
 
     def left_to_moves(self, max_imbalance: float) -> float:
@@ -87,7 +106,7 @@ class Trial:
 
     def worst(self, placement: Placement) -> float:
         """The worst imbalance of all cases, each with its best shares."""
-        return max(self.imbalance(case.heat_LE, placement) for case in self.cases)
+        return max(self.case_imbalance(case, placement) for case in self.cases)
 
     def share_gain(self) -> Gain:
         """What new shares gain on the newer half of the forecast, found on its older half."""
@@ -107,9 +126,13 @@ class Trial:
 
     def layer_gains(self, placement: Placement) -> FloatArray:
         """What each layer adds to the gain in imbalance of the case served worst now, float64 [layers]."""
-        worst = max(self.cases, key=lambda case: self.imbalance(case.heat_LE, self.placement))
-        before, after = (self.loads(worst.heat_LE, each).max(axis=1) for each in (self.placement, placement))
-        mean = float(self.objective.weights(worst.heat_LE).sum()) / self.topology.ranks
+        worst = max(self.cases, key=lambda case: self.case_imbalance(case, self.placement))
+        objective = self.objective_of(worst)
+        before, after = (
+            self.loads(worst.heat_LE, each, objective=objective).max(axis=1)
+            for each in (self.placement, placement)
+        )
+        mean = float(objective.weights(worst.heat_LE).sum()) / self.topology.ranks
         return np.asarray((before - after) / mean)
 
     @cached_property
@@ -118,9 +141,10 @@ class Trial:
         return tuple(self._fitted(self.placement, case) for case in self.cases)
 
     def _gain(self, case: Case, old: Served, new: Served) -> Gain:
-        weight_LE = self.objective.weights(np.ones_like(case.newer_LE))
+        weight_LE = self.objective_of(case).weights(np.ones_like(case.newer_LE))
         return held_out_gain(case.newer_LE, case.scatter, old, new, self.topology, weight_LE)
 
     def _fitted(self, placement: Placement, case: Case) -> Served:
-        shares_LP = self.objective.shares(case.older_LE, placement)
-        return Served(placement, self.objective.units(placement, shares_LP))
+        objective = self.objective_of(case)
+        shares_LP = objective.shares(case.older_LE, placement)
+        return Served(placement, objective.units(placement, shares_LP))

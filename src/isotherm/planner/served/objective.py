@@ -1,13 +1,13 @@
 """What a rank's load is: tokens, or expert weights read and tokens.
 
 A rank's time in a layer is that of reading the weights of the experts that got a token, and of computing
-the tokens. In prefill the tokens decide. In decode the reads do: a replica with one token costs nearly what a
-replica with ten costs, and an expert split over two replicas is read twice.
+the tokens. In prefill the tokens decide, and reads hide behind them. In decode the reads do: a replica with
+one token costs nearly what a replica with ten costs, and an expert split over two replicas is read twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -53,34 +53,56 @@ class TokenLoad:
 class ReadLoad:
     """Weights read, in experts, and tokens besides: where memory takes the time.
 
-    An expert that is active in ``a`` steps with ``h`` tokens in all has ``h / a`` in each. Of these a replica
-    with share ``s`` gets ``s h / a``, give or take less than one, since dispatch deals them out in order: it
-    is active in ``min(a, s h)`` steps. So splitting an expert with one token per active step halves what each
-    replica reads, and splitting one with many saves no read at all. Computing a token costs
-    ``1 / tokens_per_read`` of a read, so that with many tokens this load becomes `TokenLoad`.
+    An expert that is active in ``a`` steps with ``h`` decode tokens in all has ``h / a`` in each. Of these a
+    replica with share ``s`` gets ``s h / a``, give or take less than one, since dispatch deals them out in
+    order: it is active in ``min(a, s h)`` steps. So splitting an expert with one token per active step halves
+    what each replica reads, and splitting one with many saves no read at all. Computing a token of any kind
+    costs ``1 / tokens_per_read`` of a read, so that with many tokens, or prefill alone, this load becomes
+    `TokenLoad`.
 
     Attributes:
-        tokens_LE: tokens of an expert in a step in which it has any, float64 [layers, experts], at least 1.
+        tokens_LE: decode tokens of an expert in a step in which it has any, float64 [layers, experts], at
+            least 1.
         tokens_per_read: tokens that take as long to compute as an expert's weights to read.
+        decode_LE: the part of an expert's heat that is of decode, float64 [layers, experts].
     """
 
     topology: Topology
     tokens_LE: FloatArray
     tokens_per_read: float
+    decode_LE: FloatArray
 
     @classmethod
     def of(
-        cls, topology: Topology, heat_LE: FloatArray, active_LE: FloatArray, tokens_per_read: float
+        cls,
+        topology: Topology,
+        heat_KLE: FloatArray,
+        active_LE: FloatArray,
+        reads: list[int],
+        weight_K: FloatArray,
+        *,
+        tokens_per_read: float,
     ) -> ReadLoad:
-        """From heat and the steps in which each expert was active; experts never seen have one token."""
-        one_LE = np.ones_like(heat_LE)
-        tokens_LE = np.divide(heat_LE, active_LE, out=one_LE, where=active_LE > 0)
-        return cls(topology, np.maximum(tokens_LE, 1.0), tokens_per_read)
+        """From heat by kind and the steps in which each expert was active. ``reads`` are the kinds whose
+        reads count; in heat to come, kinds weigh ``weight_K``. Experts never seen have one token a step, and
+        as much of decode as all together."""
+        heat_LE = heat_KLE[reads].sum(axis=0)
+        tokens_LE = np.divide(heat_LE, active_LE, out=np.ones_like(heat_LE), where=active_LE > 0)
+        weighed_KLE = heat_KLE * weight_K[:, None, None]
+        decode_LE, all_LE = weighed_KLE[reads].sum(axis=0), weighed_KLE.sum(axis=0)
+        overall = decode_LE.sum() / all_LE.sum() if all_LE.any() else 1.0
+        part_LE = np.divide(decode_LE, all_LE, out=np.full_like(heat_LE, overall), where=all_LE > 0)
+        return cls(topology, np.maximum(tokens_LE, 1.0), tokens_per_read, part_LE)
+
+    def alone(self) -> ReadLoad:
+        """The load of decode without the other kinds."""
+        return replace(self, decode_LE=np.ones_like(self.decode_LE))
 
     def units(self, placement: Placement, shares_LP: FloatArray) -> FloatArray:
         safe_LP = np.maximum(placement.slot_to_expert, 0).astype(np.int64)
         read_LP = 1.0 / np.take_along_axis(self.tokens_LE, safe_LP, axis=1)
-        return np.minimum(read_LP, shares_LP) + shares_LP / self.tokens_per_read
+        decode_LP = np.take_along_axis(self.decode_LE, safe_LP, axis=1)
+        return decode_LP * np.minimum(read_LP, shares_LP) + shares_LP / self.tokens_per_read
 
     def shares(self, heat_LE: FloatArray, placement: Placement) -> FloatArray:
         """Layer by layer the better of two: tokens balanced, or each expert on one of its replicas alone. The
@@ -96,4 +118,4 @@ class ReadLoad:
         return np.where((peaks[1] < peaks[0])[:, None], whole_LP, split_LP)
 
     def weights(self, heat_LE: FloatArray) -> FloatArray:
-        return heat_LE * (1.0 / self.tokens_LE + 1.0 / self.tokens_per_read)
+        return heat_LE * (self.decode_LE / self.tokens_LE + 1.0 / self.tokens_per_read)
