@@ -20,8 +20,9 @@ BENCH_ARGS ?=
 # What `isotherm bench` can measure.
 BENCHES := heat plan
 
-# Engines whose own readers are given our files: the packages alone, since what they need is stood in for.
-READERS := sglang==0.5.23 vllm-ascend==0.23.0
+# Engines whose own readers are given our files, and whose planners stand beside ours: the packages alone, since
+# what they need is stood in for, save msgspec, which SGLang keeps its settings in.
+READERS := sglang==0.5.23 vllm-ascend==0.23.0 msgspec
 
 # The floors of pyproject.toml.
 OLDEST := numpy==1.26.4 numba==0.65.0
@@ -48,7 +49,7 @@ endif
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-engines test-readers bench lint format clean
+.PHONY: help demo test test-oldest test-engines test-readers test-peers test-transformers bench lint format clean
 
 help:
 	@echo "make demo         set up, then balance a small MoE model live      DEMO_ARGS='--ranks 4'"
@@ -57,6 +58,8 @@ help:
 	@echo "make lint         ruff, mypy and the layers"
 	@echo "make format       let ruff format the code and repair what it can"
 	@echo "make test-readers the readers of SGLang and vLLM Ascend, on our files (downloads 70 MB, Linux)"
+	@echo "make test-peers   our planners beside those of SGLang and vLLM Ascend (the same download)"
+	@echo "make test-transformers  the experts of every family of Transformers, and torch.compile"
 	@echo "make test-oldest  planner and router on the oldest numpy and numba"
 	@echo "make test-engines Isotherm inside vLLM, in an environment of its own (4 GB)"
 	@echo "make clean        remove what make made, .venv included"
@@ -72,6 +75,13 @@ test: .venv/.dev-stamp
 test-readers: .venv-readers/.stamp
 	@.venv-readers/bin/python -m pytest tests/traces/test_sglang_reads.py \
 		tests/traces/test_vllm_ascend_reads.py $(TEST_ARGS)
+
+test-peers: .venv-readers/.stamp
+	@.venv-readers/bin/python -m pytest tests/engines/test_peers.py $(TEST_ARGS)
+
+test-transformers: .venv/.dev-stamp
+	@ISOTHERM_TEST_LONG=1 $(BIN)/python -m pytest -o faulthandler_timeout=1000 \
+		tests/engines/test_all_families.py tests/engines/test_families.py $(TEST_ARGS)
 
 test-oldest: .venv-oldest/.stamp
 	@.venv-oldest/bin/python -m pytest tests/planner tests/router tests/mover $(TEST_ARGS)
