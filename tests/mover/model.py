@@ -55,12 +55,14 @@ class Tables:
 class Node:
     """A rank: its mover, its engine, and what carries its weights (it is the mover's carrier too)."""
 
+    start_at, rules = placement(START), RULES
+
     def __init__(self, rank, depth):
         self.rank = rank
-        start = Ledger.start(placement(START), placement(START).even_shares())
+        start = Ledger.start(self.start_at, self.start_at.even_shares())
         self.mover = Mover(
             start,
-            RULES,
+            self.rules,
             self,
             bytes_per_expert=1,
             bytes_per_step=100,
@@ -95,7 +97,7 @@ class Node:
     def key(self):
         ledger = self.mover.ledger
         return (
-            *(ledger.content.tobytes(), ledger.rounds, ledger.shares.tobytes()),
+            *(ledger.content.tobytes(), ledger.rounds, ledger.goal, ledger.shares.tobytes()),
             *(ledger.phase, ledger.batch, ledger.epoch, self.mover._carried, self.mover._turns),
             *(self.mover._ended, self.mover._is_off, self.staged, self.unfinished, self.epoch),
             *(self.chunks, self.has_begun, self.started, self.ended, self.failed, self.words, self.is_acting),
@@ -205,10 +207,10 @@ class World:
             node.words, node.is_acting = None, True
 
     def beat(self, is_off, is_replaced=False):
-        for rank in range(RANKS):
+        for rank in range(len(self.nodes)):
             self.tell(rank)
         self.round(is_off, is_replaced)
-        for rank in range(RANKS):
+        for rank in range(len(self.nodes)):
             self.act(rank)
 
     def act(self, rank):
@@ -217,9 +219,12 @@ class World:
         if self.is_off:
             node.mover.call_off()
         if self.aimed is not None:
-            goal, content = placement(self.aimed), node.mover.ledger.content[0].tolist()
-            node.mover.aim(goal, goal.even_shares(), ways(tuple(content), self.aimed))
+            self.aim(node)
         node.mover.act(self.headers, None)
+
+    def aim(self, node):
+        goal, content = placement(self.aimed), node.mover.ledger.content[0].tolist()
+        node.mover.aim(goal, goal.even_shares(), ways(tuple(content), self.aimed))
 
     def begin(self, rank):
         node = self.nodes[rank]

@@ -160,8 +160,8 @@ class _Row:
     """One layer, as it will be when the chosen slots have changed."""
 
     def __init__(self, content_P: Int32Array, goal_P: Int32Array, experts: int, room: _Room) -> None:
-        self._after = content_P.tolist()
-        self._goal = goal_P.tolist()
+        self._after: list[int] = content_P.tolist()
+        self._goal: list[int] = goal_P.tolist()
         self._room = room
         self._replicas_E = np.bincount(content_P[content_P != EMPTY], minlength=experts)
         self._chosen: dict[int, int] = {}  # slot -> expert
@@ -173,10 +173,9 @@ class _Row:
         # Each that is left holds the last replica of an expert that another of them wants: they are cycles,
         # unless the room was too small.
         for slot in self._pending():
-            if slot not in self._chosen and self._after[slot] != self._goal[slot]:
-                cycle = self._cycle(slot)
-                if cycle and not self._try({each: self._goal[each] for each in cycle}):
-                    self._try({slot: self._goal[slot], cycle[1]: self._after[slot]})
+            cycle = self._cycle(slot)
+            if len(cycle) > 1 and not (self._is_closed(cycle) and self._try(self._wishes(cycle))):
+                self._try({slot: self._goal[slot], cycle[1]: self._after[slot]})
         return list(self._chosen.items())
 
     def _pending(self) -> list[int]:
@@ -189,15 +188,20 @@ class _Row:
         return (lost == EMPTY or self._replicas_E[lost] > 1) and self._try({slot: self._goal[slot]})
 
     def _cycle(self, first: int) -> list[int]:
-        """The slots from ``first`` on, each followed by the one that holds what it wants; empty where that
-        leads to a slot that keeps its expert, or is chosen already."""
+        """The slots from ``first`` on, each followed by the one that holds what it wants, as far as these
+        have still to change; empty where ``first`` has not."""
         holder = {self._after[slot]: slot for slot in self._pending() if slot not in self._chosen}
-        cycle = [first]
-        while (slot := holder.get(self._goal[cycle[-1]], -1)) != first:
-            if slot < 0 or slot in cycle:
-                return []
+        cycle = [first] if first in holder.values() else []
+        while cycle and (slot := holder.get(self._goal[cycle[-1]], first)) not in cycle:
             cycle.append(slot)
         return cycle
+
+    def _is_closed(self, cycle: list[int]) -> bool:
+        """Whether the last slot wants what the first one holds."""
+        return self._goal[cycle[-1]] == self._after[cycle[0]]
+
+    def _wishes(self, cycle: list[int]) -> dict[int, int]:
+        return {slot: self._goal[slot] for slot in cycle}
 
     def _try(self, changes: dict[int, int]) -> bool:
         if self._chosen.keys() & changes.keys() or not self._room.try_take(list(changes)):
