@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import Int64Array
-from isotherm.planner.locality.place import place_near_tokens
+from isotherm.planner.locality.near_tokens import place_near_tokens
 from isotherm.planner.policy.incremental import place_incremental
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.served.dispatch import rule_of, source_parts
