@@ -11,6 +11,7 @@ from isotherm.bench.figures import Report
 from isotherm.bench.machine import describe_machine
 from isotherm.bench.plan_heat import read_heats
 from isotherm.bench.route_achieved import measure_achieved
+from isotherm.bench.route_locality import measure_locality
 from isotherm.bench.route_stale import measure_stale
 from isotherm.bench.route_time import measure_time
 
@@ -37,4 +38,6 @@ def measure_routing(traces: Path | None, *, quick: bool, tell: Callable[[str], N
     sections.append(measure_achieved(heats, quick=quick))
     tell("stale plans, with shares one window late ...")
     sections.append(measure_stale(heats, quick=quick))
+    tell("pairs that cross nodes, and what sparing them costs ...")
+    sections.append(measure_locality(heats, quick=quick))
     return Report("route", machine, time.monotonic() - begun, tuple(sections))
