@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from llvmlite.binding import ffi
 
 import isotherm_vllm
 from isotherm import read_heat
 from isotherm.engines.vllm.agreement import same_on_all
 from isotherm.engines.vllm.handed import HandedWindows
 from isotherm.engines.vllm.placing import place_experts
+from isotherm.engines.vllm.plugin import _let_vllm_look_at_llvmlite
 from isotherm.engines.vllm.policy import EplbPlanner
 from isotherm.engines.vllm.settings import VllmSettings
 from isotherm.topology import Topology
@@ -167,6 +169,13 @@ def test_settings_are_what_the_environment_says() -> None:
         }
     )
     assert given == VllmSettings(True, 1.1, Path("handed.heat"), Path("seen.heat"), 64, 9400)
+
+
+def test_vllm_may_look_at_what_numba_brings_along() -> None:
+    """vLLM for CPUs reads the attributes of all that modules hold as dictionaries; llvmlite's library answers
+    to any name."""
+    _let_vllm_look_at_llvmlite()
+    assert vars(ffi.lib).get("kernel") is None
 
 
 def test_vllm_finds_nothing_in_the_door_unless_it_is_asked_for() -> None:
