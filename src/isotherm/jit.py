@@ -14,6 +14,7 @@ written to, or where ``NUMBA_CACHE_DIR`` says.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 import re
 import sys
@@ -27,15 +28,19 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import event
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import intrinsic, overload
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _log = logging.getLogger(__package__)
+_numbers = itertools.count()
 _IMPORT = re.compile(rf"^(?:from|import) {__package__}\.([\w.]+)", re.MULTILINE)
 
 
 def kernel(function: _Function) -> _Function:
-    """``function``, compiled at its first call with each set of argument types."""
+    """``function``, compiled at its first call with each set of argument types: once where Python calls it,
+    and once where kernels do, which take in what they call."""
     try:
         compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError as error:  # no folder can be written to
@@ -45,19 +50,49 @@ def kernel(function: _Function) -> _Function:
         return function
     if compiled.stats.cache_path is not None:
         _drop_stale(Path(function.__code__.co_filename), compiled.stats.cache_path)
-    _forget_constants(compiled)
+    as_part: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _PartCompiler}
+    _lend(compiled, numba.njit(nogil=True, **as_part)(function))
     return cast(_Function, compiled)
 
 
-def _forget_constants(dispatcher: Any) -> None:
-    """Lets kernels that call this one with a constant call what is compiled for any value. numba would
-    compile it anew for each constant, which took a quarter of the time."""
-    template_of = dispatcher.get_call_template
+def _lend(dispatcher: Any, part: Any) -> None:
+    """Lets kernels that call ``dispatcher`` take in ``part``, which Python cannot call; where they give a
+    constant, what is compiled for any value. numba would compile it anew for each constant, which took a
+    quarter of the time."""
 
     def get_call_template(args: Any, kws: Any) -> Any:
-        return template_of([types.unliteral(each) for each in args], kws)  # type: ignore[no-untyped-call]
+        return part.get_call_template([types.unliteral(each) for each in args], kws)  # type: ignore[no-untyped-call]
 
-    dispatcher.get_call_template = get_call_template
+    dispatcher.get_call_template, dispatcher.get_overload = get_call_template, part.get_overload
+
+
+class _Part(JITCodeLibrary):
+    """A kernel as other kernels take it in: optimised and made machine code with each of those, and never by
+    itself, nor kept on disk. numba would do both, for each kernel and all that it calls, which took half of
+    the time."""
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, env_name: str, env: Any) -> None:
+        """No Python function runs it, so none needs its globals."""
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()  # type: ignore[no-untyped-call]
+        return 0
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+class _PartCompiler(Compiler):
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        part = _Part(target.codegen(), f"part {next(_numbers)}")  # type: ignore[no-untyped-call]
+        super().__init__(typing, target, part, *rest)  # type: ignore[no-untyped-call]
 
 
 @cache
