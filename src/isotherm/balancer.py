@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from isotherm import planner, router
 from isotherm.config import MODES, Config, Mode, Split
@@ -30,6 +31,7 @@ from isotherm.errors import IsothermError
 from isotherm.forward import StepScope, StepWord, check_tokens
 from isotherm.hall.held import HeldWeights
 from isotherm.hall.loop import Loop
+from isotherm.hall.relinking import relink_of
 from isotherm.hall.rooms import (
     MakeTransport,
     OnArrival,
@@ -80,6 +82,8 @@ class Balancer:
             any token reaches it, off the engine's thread: makes what else the slot needs, and leaves the
             weights lent as they are. Returns when that is done; what it raises calls the plan off.
         limits: deadlines, and the pause after a failure; None: those that fit the window.
+        store: where ranks find each other again after the group broke, the same on every rank; None: the one
+            that torch.distributed was started with.
         span: opens spans of a timeline.
 
     Every rank makes the same steps, dummy ones included::
@@ -114,6 +118,7 @@ class Balancer:
         transport: MakeTransport = HostTransport,
         on_arrival: OnArrival | None = None,
         limits: Limits | None = None,
+        store: Store | None = None,
         span: Span = no_span,
     ) -> None:
         self.shape, self.topology = shape, topology
@@ -149,7 +154,7 @@ class Balancer:
         planner.warm_up()
         check_alike(self._link, self.config, self._rooms, topology, placement, inline=inline)
         if not inline:
-            self._heartbeat.start()
+            self._heartbeat.start(relink_of(self._link, store))
 
     def _make_control(self, start: Ledger, limits: Limits | None, span: Span) -> None:
         """Everything that takes part in rounds, and the rounds."""

@@ -14,6 +14,7 @@ from isotherm.control.link import GroupLink, Link, Transfer
 from isotherm.control.meeting import Meeting
 from isotherm.control.peers import check_peers
 from isotherm.control.plan_log import PlanLog, Promise
+from isotherm.control.relink import Relink, StoreRelink
 from isotherm.control.spans import Span, no_span
 from isotherm.control.state_watch import Watch
 from isotherm.control.states import Life, Limits, Seen, next_life
@@ -30,8 +31,10 @@ __all__ = [
     "PlanDesk",
     "PlanLog",
     "Promise",
+    "Relink",
     "Seen",
     "Span",
+    "StoreRelink",
     "Transfer",
     "Watch",
     "check_peers",

@@ -49,6 +49,11 @@ class Announcer:
         self._verdict = 0
         self._is_off = True
 
+    def rejoin(self, link: Link) -> None:
+        """What was on its way is dropped."""
+        self.call_off()
+        self._carried = None
+
     def header(self) -> Sequence[int]:
         self._is_off = False
         self._carried, self._waiting = self._waiting, None

@@ -68,6 +68,7 @@ class PlanDesk(Generic[Made]):
         self._returned.set()
         self._outcomes: Handoff[_Outcome[Made]] = Handoff()
         self._is_open = False
+        self._attempts = 0
         # Begun, ended, failed: this rank's, and what it has heard of rank 0's.
         self._told = [0, 0, 0]
         self._heard = [0, 0, 0]
@@ -85,7 +86,8 @@ class PlanDesk(Generic[Made]):
             self._stream = self._make_stream()
         self._is_open = True
         self._told[0] += 1
-        attempt, self._returned = self._told[0], threading.Event()
+        self._attempts += 1
+        attempt, self._returned = self._attempts, threading.Event()
         returned = self._returned
 
         def run() -> None:
@@ -108,9 +110,14 @@ class PlanDesk(Generic[Made]):
             self._left_behind.append(self._returned)
             self._stream = None  # dropped: its thread ends once the attempt returns
 
+    def rejoin(self, link: Link) -> None:
+        """An attempt that was under way is given up, and attempts are counted anew."""
+        self.call_off()
+        self._told, self._heard = [0, 0, 0], [0, 0, 0]
+
     def header(self) -> Sequence[int]:
         while (outcome := self._outcomes.try_take()) is not None:
-            if self._is_open and outcome.attempt == self._told[0]:
+            if self._is_open and outcome.attempt == self._attempts:
                 self._close_attempt(outcome)
         return tuple(self._told)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from isotherm.arrays import Int64Array
 from isotherm.control.link import Link
+from isotherm.control.relink import Relink
 from isotherm.control.spans import Span, no_span
 from isotherm.control.steps import StepWatch
 from isotherm.errors import LinkError, PeerFailedError, ProtocolError
@@ -39,9 +40,20 @@ class Participant(Protocol):
         the group's time-out.
         """
 
+    def rejoin(self, link: Link) -> None:
+        """Goes on over a link that was made in the place of one that broke. The ranks may be a round apart:
+        one of them may have acted on headers that another never got. Makes the same calls on every rank, and
+        leaves what all ranks must know alike the same on all of them."""
+
 
 _ROUND, _CLOSING, _FAILED, _POKED, _STEP = range(5)
 _BASE_WORDS = 5
+
+
+def step_of(headers_GW: Int64Array) -> int:
+    """The step that all ranks have ended, by the headers of a round."""
+    return int(headers_GW[:, _STEP].min())
+
 
 _EXIT_SECONDS = 2.0
 """How long the end of the interpreter waits for a round that is under way."""
@@ -79,6 +91,10 @@ class _Seat:
         if self.streak and round_number - self.rests_until > self._rest_rounds:
             self.streak = 0
 
+    def forget(self) -> None:
+        """As new: rounds begin anew."""
+        self.error, self.streak, self.rests_until = None, 0, 0
+
     @property
     def _rest_rounds(self) -> int:
         return int(min(2.0**self.streak, _LONGEST_REST))
@@ -95,8 +111,8 @@ class Heartbeat:
     When a participant raises on one rank, that rank says so in its next header. In that round every rank
     calls ``on_failure``, and the participant rests on every rank: it is asked for its header, and does not
     act, for a number of rounds that doubles with each failure in a row. The others act as before. When the
-    link fails, or a rank is in another round, the thread ends: it is logged once and ``on_lost`` called. In
-    either case the engine goes on.
+    link fails, another is made, together with the other ranks, and rounds go on over that. Where
+    none can be made, or a rank is in another round, the thread ends. In every case the engine goes on.
 
     Args:
         interval_seconds, idle_seconds: the shortest and the longest pause between two rounds.
@@ -105,7 +121,8 @@ class Heartbeat:
         span: opens spans of a timeline.
         on_failure: called with the name of a participant that failed and what it raised here, or a
             PeerFailedError where another rank failed. Must not raise.
-        on_lost: called at the end of the thread, unless every rank had asked to close. Must not raise.
+        on_lost: called when the link failed, and at the end of the thread unless every rank had asked to
+            close. Must not raise.
     """
 
     def __init__(
@@ -122,6 +139,8 @@ class Heartbeat:
         on_lost: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._link = link
+        self._relink: Relink | None = None
+        self._generation = 0
         self._seats: list[_Seat] = []
         words = _BASE_WORDS
         for number, participant in enumerate(participants):
@@ -134,6 +153,7 @@ class Heartbeat:
         self._on_lost = on_lost
         self._words_W = np.zeros(words, np.int64)
         self._headers_GW = np.zeros((link.size, words), np.int64)
+        self._lag_steps = lag_steps
         self._steps = StepWatch(lag_steps)
         # Open when somebody poked. A bare lock: releasing it cannot wait, as setting an Event could.
         self._gate = threading.Lock()
@@ -178,8 +198,10 @@ class Heartbeat:
         self._steps.see_end(headers_GW[:, _STEP])
         return False
 
-    def start(self) -> None:
-        """Starts the thread. Call once, on every rank."""
+    def start(self, relink: Relink | None = None) -> None:
+        """Starts the thread. Call once, on every rank. ``relink`` makes a link in the place of one that
+        broke; None: nothing does."""
+        self._relink = relink
         self._thread = threading.Thread(target=self._run, name="isotherm-heartbeat", daemon=True)
         _running.add(self)
         # Anew, so that it runs before the streams are ended, which rounds hand work to.
@@ -225,6 +247,17 @@ class Heartbeat:
         return True
 
     def _run(self) -> None:
+        try:
+            while not self._make_rounds():
+                if not self._rejoin():
+                    return
+        except BaseException as error:
+            if not self._is_ending:
+                logger.exception("isotherm: the heartbeat of rank %d stopped", self._link.rank)
+            self._on_lost(error)
+
+    def _make_rounds(self) -> bool:
+        """Rounds until every rank has asked to close; False where the link broke and another can be made."""
         shortest, longest = self._pauses
         pause = shortest
         try:
@@ -232,10 +265,46 @@ class Heartbeat:
                 pause = min(2 * pause, longest) if self._quiet else shortest
                 # A rank that closes is paced by those that do not.
                 self._poked = self._gate.acquire(timeout=0 if self._closing else pause)
-        except BaseException as error:
-            if not self._is_ending:
-                logger.exception("isotherm: the heartbeat of rank %d stopped", self._link.rank)
+        except LinkError as error:
+            if self._relink is None or self._closing:
+                raise
+            logger.warning(
+                "isotherm: rank %d lost its link to the others, and makes another with them: %s",
+                self._link.rank,
+                error,
+            )
             self._on_lost(error)
+            return False
+        return True
+
+    def _rejoin(self) -> bool:
+        """Makes a link of the next generation on which every rank stands; False where this rank closes."""
+        assert self._relink is not None, "there is a way to make one"
+        pause = self._pauses[0]
+        while True:
+            self._generation += 1
+            try:
+                link = self._relink(self._generation, lambda: not self._closing)
+                if link is None:
+                    return False
+                self._begin_anew(link)
+            except LinkError as error:
+                logger.debug("isotherm: generation %d: %s", self._generation, error)
+                self._gate.acquire(timeout=0 if self._closing else pause)
+                pause = min(2 * pause, self._pauses[1])
+                continue
+            logger.warning("isotherm: rank %d has a link to the others again", link.rank)
+            return True
+
+    def _begin_anew(self, link: Link) -> None:
+        """Rounds over ``link``: what was known of failures is forgotten, what ranks must know alike is agreed
+        on."""
+        self._link = link
+        self.rounds = int(link.all_gather(np.array([self.rounds], np.int64)).max())
+        self._steps = StepWatch(self._lag_steps)
+        for seat in self._seats:
+            seat.forget()
+            seat.participant.rejoin(link)
 
     def _fill_header(self) -> None:
         # Closing is read before the step: a rank that has asked to close ends no more steps.

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import ProcessGroupGloo
 
 from isotherm.arrays import Int32Array, Int64Array
 from isotherm.errors import LinkError
@@ -55,15 +56,17 @@ class Link(Protocol):
 
 
 class GroupLink:
-    """A link over a torch.distributed process group whose tensors live on the CPU (gloo).
+    """A link over a process group of torch whose tensors live on the CPU (gloo).
 
-    The group must be the balancer's own: nobody else may use it, from any thread.
+    The group must be the balancer's own: nobody else may use it, from any thread. It need not be known to
+    torch.distributed.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
-        self.rank = dist.get_rank(group)
-        self.size = dist.get_world_size(group)
+    def __init__(self, group: dist.ProcessGroup | ProcessGroupGloo) -> None:
+        # The backend has the same calls, whatever its stubs say.
+        self._group = cast(dist.ProcessGroup, group)
+        self.rank = group.rank()
+        self.size = group.size()
         self.sent_bytes = 0
 
     def all_gather(self, words_W: WordArray, out: WordArray | None = None) -> WordArray:
@@ -72,13 +75,13 @@ class GroupLink:
         self.sent_bytes += words_W.nbytes
         with self._errors("all_gather"):
             rows = list(torch.from_numpy(out))
-            dist.all_gather(rows, torch.from_numpy(words_W), group=self._group)
+            self._group.allgather([rows], [torch.from_numpy(words_W)]).wait()
         return out
 
     def all_reduce(self, array: Int32Array | Int64Array) -> None:
         self.sent_bytes += array.nbytes
         with self._errors("all_reduce"):
-            dist.all_reduce(torch.from_numpy(array), group=self._group)
+            self._group.allreduce([torch.from_numpy(array)]).wait()
 
     def broadcast(self, data: bytes | None, size: int, source: int) -> bytes:
         buffer = np.empty(size, np.uint8)
@@ -86,17 +89,16 @@ class GroupLink:
             buffer[:] = np.frombuffer(data, np.uint8)
             self.sent_bytes += size
         with self._errors("broadcast"):
-            dist.broadcast(torch.from_numpy(buffer), group=self._group, group_src=source)
+            self._group.broadcast(torch.from_numpy(buffer), source).wait()
         return buffer.tobytes()
 
     def exchange(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
         self.sent_bytes += sum(t.buffer.nbytes for t in sends)
         group = self._group
         with self._errors("exchange"):
-            works = [dist.irecv(t.buffer, group=group, group_src=t.peer, tag=t.tag) for t in receives]
-            works += [dist.isend(t.buffer, group=group, group_dst=t.peer, tag=t.tag) for t in sends]
+            works = [group.recv([t.buffer], t.peer, t.tag) for t in receives]
+            works += [group.send([t.buffer], t.peer, t.tag) for t in sends]
             for work in works:
-                assert work is not None, "this rank belongs to the group"
                 work.wait()
 
     @contextmanager

@@ -65,6 +65,10 @@ class Meeting:
         assert offer.gathered_GW is not None, "it is over"
         return offer.gathered_GW
 
+    def rejoin(self, link: Link) -> None:
+        """Who still waits goes on waiting. Where others have met already it does so in vain."""
+        self._told = None
+
     def header(self) -> Sequence[int]:
         offer = self._offer
         self._told = offer if offer is not None and self._is_ready(offer.kind) else None

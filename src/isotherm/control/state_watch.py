@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from isotherm.arrays import Int64Array
 from isotherm.control.link import Link
 from isotherm.control.states import Life, Limits, Seen, is_overdue, next_life, retry_step
@@ -36,6 +38,8 @@ class Watch:
         call_off: called when something failed, in the same round on every rank, to give up what is
             under way. Must not raise.
         on_round: called in each round, before anything else acts.
+        on_rejoin: called with a link that was made in the place of one that broke, to agree on what has no
+            participant of its own. The same calls on every rank.
     """
 
     header_words = 2  # steps ended, whether the deadline has passed
@@ -48,12 +52,14 @@ class Watch:
         step: Callable[[], int],
         call_off: Callable[[], None],
         on_round: Callable[[], None],
+        on_rejoin: Callable[[Link], None] = lambda link: None,
     ) -> None:
         self.limits = limits
         self._rank = rank
         self._own_step = step
         self._call_off = call_off
         self._on_round = on_round
+        self._on_rejoin = on_rejoin
         self._step = 0
         self._clock_seconds = time.monotonic()
         self._beat = _Beat(time.monotonic(), 0)
@@ -117,10 +123,25 @@ class Watch:
         self._call_off()
 
     def lose(self) -> None:
-        """There are no more rounds. The heartbeat has said why."""
+        """There are no more rounds, unless the link is made anew. The heartbeat has said why."""
         self.failures = self.failures.plus("link_lost")
+        if self.life.state is not State.DEGRADED:
+            self.since_seconds = time.time()
         self.life = next_life(self.life, Seen.LOST, self._step, self.limits)
-        self.since_seconds = time.time()
+        self._call_off()
+
+    def rejoin(self, link: Link) -> None:
+        """Degraded, and tried again after the pause, as after any other failure: the same on every rank."""
+        life = self.life
+        words_W = np.array([self._own_step(), life.since_step, life.streak], np.int64)
+        words_GW = link.all_gather(words_W)
+        step, since, _ = words_GW.min(axis=0).tolist()
+        streak = int(words_GW[:, 2].max())
+        self._step = step
+        self.life = Life(State.DEGRADED, since_step=since, clock_step=step, streak=streak)
+        self._clock_seconds = time.monotonic()
+        self._beat = _Beat(time.monotonic(), self._own_step())
+        self._on_rejoin(link)
 
     @property
     def is_stalled(self) -> bool:

@@ -24,7 +24,7 @@ class Seen(Enum):
     SETTLED = "every slot holds what the plan wants"
     GIVEN_UP = "what was under way is called off, though nothing failed"
     FAILED = "something failed, and what was under way is called off"
-    LOST = "the link is broken: there are no more rounds"
+    LOST = "the link is broken: there are no more rounds over it"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Life:
         since_step: the step at which it began.
         clock_step: the step from which its deadline, or the pause after a failure, counts.
         streak: failures since something last went well.
-        is_lost: there are no more rounds, so nothing changes any more.
+        is_lost: there are no more rounds, so nothing changes any more, unless the link is made anew.
     """
 
     state: State = State.OBSERVING

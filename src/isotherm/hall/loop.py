@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from isotherm import planner
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import Config
-from isotherm.control import Announcer, Limits, PlanDesk, PlanLog, Promise, Seen, Span, Watch
+from isotherm.control import Announcer, Limits, Link, PlanDesk, PlanLog, Promise, Seen, Span, Watch
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.forward import ForwardPath
@@ -69,7 +71,12 @@ class Loop:
         self._forward: ForwardPath = rooms.forward
         self._make_state()
         self.watch = Watch(
-            limits, rank=rank, step=self._step, call_off=self._call_off, on_round=self._on_round
+            limits,
+            rank=rank,
+            step=self._step,
+            call_off=self._call_off,
+            on_round=self._on_round,
+            on_rejoin=self._on_rejoin,
         )
         self.announcer = Announcer(digest, self._on_plan, self._on_refusal)
         self.desk = PlanDesk(
@@ -218,6 +225,12 @@ class Loop:
         self.announcer.call_off()
         self.mover.call_off()
         self._plan_log.call_off()
+
+    def _on_rejoin(self, link: Link) -> None:
+        """What ranks that were a round apart may know differently: the newest heat, and whether slots are
+        refilled. One that is refilled somewhere holds all."""
+        self._heat_LE = None
+        self._is_held = bool(link.all_gather(np.array([self._is_held], np.int64)).any())
 
     def hold(self) -> None:
         """Gives up what is under way and begins nothing until `release`: slots are refilled. In the same

@@ -19,6 +19,7 @@ from isotherm.window import KINDS, HeatWindow
 logger = logging.getLogger("isotherm")
 
 _NONE = -1
+_INT32_MAX = 2**31 - 1
 _WORDS = 2  # per buffer: the step of its snapshot, the largest count since the last gathered one
 
 
@@ -90,6 +91,25 @@ class HeatGather:
             self._gather(self._held[step], largest, link)
         self._ring.drop_below(max(min(steps) for steps in held))
         return bool(common)
+
+    def rejoin(self, link: Link) -> None:
+        """A window begins at the newest step that any rank has gathered. What came since the last window is
+        left out on every rank: some know its sums, and others do not."""
+        words_W = np.array([self.gathered_step, self._window_start], np.int64)
+        words_GW = link.all_gather(words_W)
+        step, steps = int(words_GW[:, 0].max()), int(words_GW[:, 0].max() - words_GW[:, 1].min())
+        for snapshot in self._ring.landed():
+            # A rank that is behind has told the others of it, and so holds it.
+            if snapshot.step == step:
+                self._read(snapshot, self._exchange.take)
+                self._base_tokens_K = snapshot.tokens_K
+        self._held.clear()
+        self._ring.drop_below(step + 1)
+        # Begun anew by asking for them.
+        self._exchange.loads(_INT32_MAX + 1, link)
+        self._exchange.on_request(steps, link)
+        self._pending.clear()
+        self._window_start = self.gathered_step = step
 
     def _gather(self, snapshot: Snapshot, largest: int, link: Link) -> None:
         """``largest`` bounds every count once it is summed over the ranks."""

@@ -13,6 +13,7 @@ from isotherm.mover import agreed
 from isotherm.mover import ledger as transitions
 from isotherm.mover.carrier import Carrier
 from isotherm.mover.ledger import Ledger, Phase, Rules
+from isotherm.mover.packed import pack, unpack
 from isotherm.mover.schedule import Fill
 from isotherm.placement import Placement, Rounds
 
@@ -69,6 +70,7 @@ class Mover:
         self._turns = 0
         self._left_turns = 0  # as the last round left them
         self._ended = 0  # chunks that every rank has seen end
+        self._lead = 0  # chunks that other ranks have started beyond this one's, when a link broke
         self._failures_G: Int64Array | None = None
         self._is_off = False
         self.moves = 0
@@ -93,7 +95,7 @@ class Mover:
     def is_clear(self) -> bool:
         """Whether no transfer of a plan that was called off is still under way on any rank, as far as the
         last round told: the same on every rank."""
-        return self._carrier is None or self._ended == self._carrier.started
+        return self._carrier is None or self._ended == self._carrier.started + self._lead
 
     def aim(self, goal: Placement, shares_LP: FloatArray, rounds: Rounds) -> None:
         """Begins the way to ``goal``, from what is: whatever is under way is given up. In the same round on
@@ -121,12 +123,38 @@ class Mover:
         rank, in the same round."""
         self._is_off = True
 
+    def rejoin(self, link: Link) -> None:
+        """Goes on from the ledger of the rank that made most turns, since all ranks had told what those rest
+        on. Its tables are right beside those that others still have: only slots that were dead have changed.
+        Nothing moves until all that was on its way has ended on every rank.
+
+        Raises:
+            ProtocolError: some ranks have to agree on tables by the step word, and others do not know of it.
+        """
+        started = 0 if self._carrier is None else self._carrier.started
+        words_GW = link.all_gather(np.array([self._turns, started, self.moves], np.int64))
+        turns_G = words_GW[:, 0]
+        _, most_started, self.moves = words_GW.max(axis=0).tolist()
+        self._lead = most_started - started
+        self._ended, self._failures_G = -1, None
+        if (turns_G != turns_G[0]).any():
+            source = int(turns_G.argmax())
+            if link.rank == source:
+                self._give_up()
+            self._adopt(_carry_ledger(self.ledger, source, link), int(turns_G.max()) + 1)
+
+    def _adopt(self, ledger: Ledger, turns: int) -> None:
+        """Takes a settled ledger, and its tables unless they are those of this rank already."""
+        if ledger.epoch != self.ledger.epoch:
+            self._enter(ledger)
+        self._turns, self._carried, self._is_off = turns, 0, False
+
     def header(self) -> Sequence[int]:
         epoch, steps = self._finished()
         if self._carrier is None:
             return (epoch, steps, 0, 0, self._turns)
         # Ended first: what failed was counted before.
-        ended = self._carrier.ended
+        ended = self._carrier.ended + self._lead
         return (epoch, steps, ended, self._carrier.failed, self._turns)
 
     def act(self, headers_GW: Int64Array, link: Link) -> bool:
@@ -197,7 +225,8 @@ class Mover:
         """Starts as many of the batch's fills as the budget of the steps made so far allows, leg after leg;
         whether any."""
         assert self._carrier is not None, "aim() lets nothing move without a transport"
-        steps = self._step - self.ledger.since_step + 1
+        # Until every rank has finished a step, what was enqueued before may still be: weights that load, say.
+        steps = self._step - self.ledger.since_step + 1 if self._step else 0
         allowed = max(steps * self._bytes_per_step // max(self._bytes_per_expert, 1), 0)
         batch, before = self.ledger.batch, self._carried
         while fills := _same_leg(batch[self._carried : allowed]):
@@ -219,3 +248,10 @@ class Mover:
 def _same_leg(fills: Sequence[Fill]) -> tuple[Fill, ...]:
     """Those of the first one's leg."""
     return tuple(fill for fill in fills if fill.leg == fills[0].leg)
+
+
+def _carry_ledger(ledger: Ledger, source: int, link: Link) -> Ledger:
+    """The ledger of rank ``source``, on every rank."""
+    data = pack(ledger) if link.rank == source else None
+    size = link.all_gather(np.array([len(data or b"")], np.int64))[source, 0]
+    return unpack(link.broadcast(data, int(size), source))

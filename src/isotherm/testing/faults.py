@@ -12,12 +12,20 @@ from typing import Any, Literal, get_args
 
 from isotherm.balancer import Balancer
 from isotherm.control import Link
+from isotherm.control.heartbeat import step_of
+from isotherm.errors import LinkError
 from isotherm.mover import HostTransport
 from isotherm.mover.schedule import Fill
 from isotherm.status import FailureKind
 
 What = Literal[
-    "planner raises", "planner hangs", "wrong digest", "transfer fails", "transfer late", "rank pauses"
+    "planner raises",
+    "planner hangs",
+    "wrong digest",
+    "transfer fails",
+    "transfer late",
+    "link breaks",
+    "rank pauses",
 ]
 
 
@@ -27,6 +35,7 @@ _KINDS: dict[str, FailureKind] = {
     "wrong digest": "plan_refused",
     "transfer fails": "transfer_failed",
     "transfer late": "transfer_late",
+    "link breaks": "link_lost",
     "rank pauses": "stalled",
 }
 
@@ -65,8 +74,11 @@ class Fault:
         self._is_over.set()
 
     def arm(self, balancer: Balancer) -> None:
-        """Puts the fault into ``balancer``. Called on every rank; other ranks stay as they are."""
-        if balancer.rank != self.rank:
+        """Puts the fault into ``balancer``. Called on every rank; other ranks stay as they are, unless it is
+        the link that breaks."""
+        if self.what == "link breaks":
+            _BreakingLink.put_into(balancer, self)
+        if balancer.rank != self.rank or self.what == "link breaks":
             return
         self._now = lambda: balancer.statistics().steps >= self.step
         owner, name, happen = self._place(balancer)
@@ -126,6 +138,47 @@ class Fault:
         return real(*args)
 
 
+class _BreakingLink:
+    """A link that breaks in the middle of a round, the same on every rank: all have its headers, and one rank
+    gets as far as it can without the others, who do not even act. Counts no bytes."""
+
+    def __init__(self, link: Link, fault: Fault) -> None:
+        self._link = link
+        self._fault = fault
+        self._is_broken = False
+        self.rank, self.size = link.rank, link.size
+        self.sent_bytes = 0
+
+    @classmethod
+    def put_into(cls, balancer: Balancer, fault: Fault) -> None:
+        balancer._heartbeat._link = cls(balancer._heartbeat._link, fault)
+
+    def all_gather(self, words_W: Any, out: Any = None) -> Any:
+        self._check()
+        gathered_GW = self._link.all_gather(words_W, out)
+        # Headers alone are gathered in place; all ranks read the same of them.
+        if out is not None and not self._fault.has_fired and step_of(out) >= self._fault.step:
+            self._is_broken = self._fault.has_fired = True
+            if self.rank != self._fault.rank:
+                self._check()
+        return gathered_GW
+
+    def all_reduce(self, array: Any) -> None:
+        self._check()
+        self._link.all_reduce(array)
+
+    def broadcast(self, data: bytes | None, size: int, source: int) -> bytes:
+        self._check()
+        return self._link.broadcast(data, size, source)
+
+    def exchange(self, sends: Any, receives: Any) -> None:
+        self._link.exchange(sends, receives)
+
+    def _check(self) -> None:
+        if self._is_broken:
+            raise LinkError("link breaks, on purpose")
+
+
 def fail_at(rank: int, step: int, what: What, *, seconds: float = 30.0) -> Fault:
     """A fault of ``rank``, at the first occasion from ``step`` on, once; ``arm`` puts it into a balancer.
 
@@ -134,7 +187,9 @@ def fail_at(rank: int, step: int, what: What, *, seconds: float = 30.0) -> Fault
         what: ``planner raises`` and ``planner hangs`` (for ``seconds``) happen on rank 0 alone, which plans.
             ``wrong digest``: the rank finds another digest of a plan than it has. ``transfer fails``: half
             the bytes of its part of a transfer come wrong, and it raises; ``transfer late``: it begins its
-            part ``seconds`` later. ``rank pauses``: its process is stopped for ``seconds`` (SIGSTOP).
+            part ``seconds`` later. ``link breaks``: the heartbeat's link of all ranks, in the same round, of
+            which this rank alone takes in what it can; to be armed on all before any ends ``step``.
+            ``rank pauses``: its process is stopped for ``seconds`` (SIGSTOP).
 
     Raises:
         ValueError: an unknown fault, or one of the planner on another rank than 0.
