@@ -9,10 +9,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from isotherm.control import Link
 from isotherm.heat import HeatCollector
 from isotherm.heat import received as heat_received
 from isotherm.heat import snapshots as heat_snapshots
 from isotherm.heat.snapshots import Snapshot, SnapshotRing
+from isotherm.mover.mover import Mover
 from isotherm.mover.transport import HostTransport
 from isotherm.router import staging as router_staging
 from isotherm.streams import Completion, Event, Handoff, Stream
@@ -25,6 +27,7 @@ from isotherm.testing.programs import (
     heat_from_received,
     moving,
     tables_change_while_routing,
+    weights_are_taken_up_by_word,
     weights_between_ranks,
     weights_move_while_used,
 )
@@ -32,7 +35,13 @@ from isotherm.testing.schedules import MainFirst, RoundRobin, Schedule, Seeded, 
 from isotherm.testing.simulated import Simulation
 from isotherm.testing.simulated_streams import SimulatedBackend, SimulatedStream
 
-SEEDS = {"tables_change_while_routing": 15, "weights_move_while_used": 50, "weights_between_ranks": 80}
+SEEDS = {
+    "tables_change_while_routing": 15,
+    "weights_move_while_used": 50,
+    "weights_are_taken_up_by_word": 15,
+    "weights_between_ranks": 80,
+    "weights_between_devices": 10,
+}
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
@@ -243,6 +252,17 @@ def slots_are_filled_while_they_are_used(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(moving._Heartbeat, "_finished", hasty)
 
 
+def weights_are_read_before_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the first step."""
+    carry = Mover._carry
+
+    def hasty(self: Mover, link: Link) -> bool:
+        self._step = max(self._step, 1)
+        return carry(self, link)
+
+    monkeypatch.setattr(Mover, "_carry", hasty)
+
+
 def work_forgets_to_declare(monkeypatch: pytest.MonkeyPatch) -> None:
     submit = SimulatedStream.submit
 
@@ -285,6 +305,15 @@ MUTANTS: tuple[tuple[Mutate, Program, type, tuple[str, ...]], ...] = (
     (handoff_is_a_bare_deque, tables_change_while_routing, Race, ("must hand the memory over",)),
     (weights_are_published_before_they_arrived, weights_move_while_used, Race, ("recorded on move",)),
     (slots_are_filled_while_they_are_used, weights_move_while_used, Race, ("'weights of layer", "'move'")),
+    (weights_are_read_before_they_are_loaded, weights_are_taken_up_by_word, Race, ("move must wait for",)),
+    (
+        slots_are_filled_while_they_are_used,
+        weights_are_taken_up_by_word,
+        Race,
+        ("write by 'HostTransport._copy", "'Staging._copy.work' on stream 'main'"),
+    ),
+    (weights_are_published_before_they_arrived, weights_are_taken_up_by_word, Race, ("recorded on move",)),
+    (handoff_is_a_bare_deque, weights_are_taken_up_by_word, Race, ("'Staging._copy.work'", "on move")),
 )
 
 

@@ -7,7 +7,12 @@ that a token was mapped to, the weights in every slot that is used, and that no 
 from __future__ import annotations
 
 from isotherm.testing.programs.heat import heat_from_ids, heat_from_received, heat_gathered_on_the_device
-from isotherm.testing.programs.moving import weights_between_ranks, weights_move_while_used
+from isotherm.testing.programs.moving import (
+    weights_are_taken_up_by_word,
+    weights_between_devices,
+    weights_between_ranks,
+    weights_move_while_used,
+)
 from isotherm.testing.programs.routing import (
     tables_change_under_a_captured_graph,
     tables_change_while_routing,
@@ -20,6 +25,8 @@ PROGRAMS = (
     tables_change_while_routing,
     tables_change_under_a_captured_graph,
     weights_move_while_used,
+    weights_are_taken_up_by_word,
     weights_between_ranks,
+    weights_between_devices,
 )
 """Every program, for ``python -m isotherm.testing.explore`` and for the tests."""

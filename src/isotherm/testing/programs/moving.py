@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from isotherm.arrays import Int32Array
-from isotherm.control import Heartbeat
+from isotherm.control import Heartbeat, Transfer
 from isotherm.mover.carrier import Carrier
-from isotherm.mover.ledger import Ledger, Phase, Rules
+from isotherm.mover.device import DeviceTransport
+from isotherm.mover.ledger import BUFFERS, Ledger, Phase, Rules
 from isotherm.mover.mover import Mover
 from isotherm.mover.schedule import Fill
+from isotherm.mover.staging import Staging
 from isotherm.mover.transport import HostTransport
 from isotherm.mover.weights import ExpertWeights
 from isotherm.placement import Placement
@@ -38,9 +41,17 @@ class _Tables:
 
 
 class _Heartbeat:
-    """The mover's side of a balancer: knows which steps are done, and leaves tables for the engine."""
+    """The mover's side of a balancer: knows which steps are done, and leaves tables for the engine, and the
+    weights that are to be taken up with them in ``staging``, if there is one."""
 
-    def __init__(self, simulation: Simulation, transport: HostTransport, bytes_per_expert: int) -> None:
+    def __init__(
+        self,
+        simulation: Simulation,
+        transport: HostTransport,
+        bytes_per_expert: int,
+        staging: Staging | None = None,
+    ) -> None:
+        self._staging = staging
         start = Placement(np.tile(np.arange(SLOTS) % EXPERTS, (LAYERS, 1)).astype(np.int32), EXPERTS)
         backend = simulation.backend
         self.tables = backend.handoff([_tables_of(Ledger.start(start, start.even_shares()))])
@@ -50,12 +61,12 @@ class _Heartbeat:
         topology = Topology(ranks=1, slots_per_rank=SLOTS)
         self.mover = Mover(
             Ledger.start(start, start.even_shares()),
-            Rules(topology, Placement.even_shares),
+            Rules(topology, Placement.even_shares, by_word=staging is not None, limit=3),
             Carrier(transport, backend.caller_stream(), on_end=lambda: None),
             bytes_per_expert=bytes_per_expert,
             bytes_per_step=bytes_per_expert * 2,
             finished=self._finished,
-            publish=lambda ledger: self.tables.put(_tables_of(ledger)),
+            publish=self._publish,
         )
         self._rounds = Heartbeat(LoneLink(), [self.mover], interval_seconds=1)
 
@@ -75,6 +86,11 @@ class _Heartbeat:
             self.mover.aim(goal, goal.even_shares(), order_rounds(request, goal))
         self._rounds.beat()
 
+    def _publish(self, ledger: Ledger) -> None:
+        if self._staging is not None:
+            self._staging.leave(ledger)
+        self.tables.put(_tables_of(ledger))
+
     def _finished(self) -> tuple[int, int]:
         while (ended := self.ended.try_take()) is not None:
             self._unfinished.append(ended)
@@ -85,19 +101,30 @@ class _Heartbeat:
 
 def weights_move_while_used(simulation: Simulation) -> None:
     """Whatever slot the tables in force call live holds the weights that they say, bit for bit."""
+    _serve(simulation, by_word=False)
+
+
+def weights_are_taken_up_by_word(simulation: Simulation) -> None:
+    """The same where weights wait beside slots that are all in use."""
+    _serve(simulation, by_word=True)
+
+
+def _serve(simulation: Simulation, *, by_word: bool) -> None:
     traffic, backend = np.random.default_rng(5), simulation.backend
+    topology = Topology(ranks=1, slots_per_rank=SLOTS)
     with torch.inference_mode():
         weights_LPW = _weights(simulation, SLOTS)
-        experts = ExpertWeights(
-            [{"w": of_layer} for of_layer in weights_LPW], layers=LAYERS, slots_per_rank=SLOTS
-        )
-        transport = HostTransport(experts, Topology(ranks=1, slots_per_rank=SLOTS), backend)
-        heartbeat = _Heartbeat(simulation, transport, experts.bytes_per_expert)
+        experts = _experts(weights_LPW, SLOTS)
+        transport = HostTransport(experts, topology, backend)
+        staging = Staging(experts, topology, 0, backend, buffers=BUFFERS) if by_word else None
+        heartbeat = _Heartbeat(simulation, transport, experts.bytes_per_expert, staging)
         used: list[tuple[_Tables, torch.Tensor]] = []
         tables = None
         for step in range(1, STEPS + 1):
             while (newer := heartbeat.tables.try_take()) is not None:
                 tables = newer
+                if staging is not None:
+                    staging.take_up()
             assert tables is not None, "the first tables are there from the start"
             used.append((tables, _compute(weights_LPW, tables)))
             heartbeat.ended.put((tables.epoch, step, backend.main_stream().record_event()))
@@ -117,10 +144,7 @@ def weights_between_ranks(simulation: Simulation) -> None:
     backend, topology = simulation.backend, Topology(ranks=2, slots_per_rank=2)
     with torch.inference_mode():
         weights_LPW = _weights(simulation, 2)
-        experts = ExpertWeights(
-            [{"w": of_layer} for of_layer in weights_LPW], layers=LAYERS, slots_per_rank=2
-        )
-        transport = HostTransport(experts, topology, backend)
+        transport = HostTransport(_experts(weights_LPW, 2), topology, backend)
         link = ScriptedLink(lambda tag: np.full(WIDTH, 50 + tag, np.int64).tobytes())
         out, back = Fill(0, 2, 0, 0), Fill(1, 1, 0, 3)  # slot 0 goes to slot 2, slot 3 comes to slot 1
         done = backend.main_stream().record_event()
@@ -134,6 +158,38 @@ def weights_between_ranks(simulation: Simulation) -> None:
         arrived = weights_LPW[1][1].cpu().tolist()
         assert link.received == [np.zeros(WIDTH, np.int64).tobytes()], "what was sent"
         assert arrived == [51] * WIDTH, f"what arrived: {arrived}"
+        assert other.cpu().tolist() == [0] * WIDTH
+
+
+class _ScriptedPeers:
+    """The other rank's device: sends numbers, and keeps what it received."""
+
+    def __init__(self) -> None:
+        self.received: list[torch.Tensor] = []
+
+    def exchange(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
+        self.received += [transfer.buffer.view(torch.int64) + 0 for transfer in sends]
+        for transfer in receives:
+            transfer.buffer.view(torch.int64).fill_(50 + transfer.tag)
+
+
+def weights_between_devices(simulation: Simulation) -> None:
+    """As `weights_between_ranks`, without the host; what comes has strides."""
+    backend, topology = simulation.backend, Topology(ranks=2, slots_per_rank=2)
+    with torch.inference_mode():
+        rows, wide = _weights(simulation, 2)
+        experts = ExpertWeights([{"w": rows[:, :2]}, {"w": wide[:, ::2]}], layers=LAYERS, slots_per_rank=2)
+        peers = _ScriptedPeers()
+        transport = DeviceTransport(experts, topology, backend, peers=peers)
+        done = backend.main_stream().record_event()
+        with simulation.host_thread("heartbeat"):
+            done.synchronize()
+            transport.carry([Fill(0, 2, 0, 1), Fill(1, 1, 0, 3)], LoneLink())
+            transport.close()
+        other = rows[0] + wide[0, 0]  # the engine goes on with slots that are none of these meanwhile
+        simulation.join_thread("heartbeat")
+        assert [each.cpu().tolist() for each in peers.received] == [[1, 1]], "what was sent"
+        assert wide[1].cpu().tolist() == [51, 1] * (WIDTH // 2), "what arrived"
         assert other.cpu().tolist() == [0] * WIDTH
 
 
