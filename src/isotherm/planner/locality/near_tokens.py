@@ -8,7 +8,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.placement import Placement
-from isotherm.planner.locality.place_kernels import place_near_layers
+from isotherm.planner.locality.pack_nodes import place_layer_near
 from isotherm.planner.locality.search_kernels import search_near
 from isotherm.planner.locality.shares import peaks_within, sources_by_layer
 from isotherm.planner.policy.incremental import place_incremental
@@ -22,10 +22,10 @@ def place_near_tokens(request: PlanRequest) -> Int64Array:
     """Slots to experts, int64 [layers, slots]: as `place_incremental`, and then nearer to the tokens.
 
     Balance comes first: no layer's hottest rank carries more than in the placement that `place_incremental`
-    gives, or than ``locality_slack`` allows (`peaks_within`). From nothing, nodes are chosen for the experts
-    by the pairs that stay near, and each node's experts are packed onto its ranks. From what is loaded,
-    redundant slots are given to other experts and slots of two nodes trade places, the layers first that gain
-    most, as far as ``max_moves`` goes.
+    gives, or than ``locality_slack`` allows (`peaks_within`). From nothing, layers are placed anew where that
+    keeps more pairs near (`place_layer_near`). From what is loaded, redundant slots are given to other
+    experts and slots of two nodes trade places, the layers first that gain most, as far as ``max_moves``
+    goes.
 
     Raises:
         ValueError: as `place_incremental`.
@@ -47,17 +47,14 @@ def place_near_tokens(request: PlanRequest) -> Int64Array:
 def _place(
     request: PlanRequest, placed_LP: Int64Array, source_LNE: FloatArray, peak_L: FloatArray
 ) -> Int64Array:
-    """The layers placed anew, block by block on the request's threads."""
-    goal_LP, ranks = np.empty_like(placed_LP), request.topology.ranks
-    size = -(-request.layers // request.threads)
+    """The layers placed anew, on the request's threads."""
+    ranks = request.topology.ranks
 
-    def place(first: int) -> None:
-        rows = slice(first, first + size)
-        place_near_layers(placed_LP[rows], source_LNE[rows], ranks, peak_L[rows], goal_LP[rows])
+    def place(row: int) -> Int64Array:
+        return place_layer_near(placed_LP[row], source_LNE[row], ranks, float(peak_L[row]))
 
     with ThreadPoolExecutor(request.threads, "isotherm-plan") as pool:
-        list(pool.map(place, range(0, request.layers, size)))
-    return goal_LP
+        return np.stack(list(pool.map(place, range(request.layers))))
 
 
 def _bring_near(

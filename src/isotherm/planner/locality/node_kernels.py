@@ -33,9 +33,9 @@ class Homes(NamedTuple):
 
 
 @kernel
-def choose_homes(source_NE: FloatArray, ranks: int, size: int, limit: float, full: float) -> Homes:
-    """Experts for all slots of all nodes, where a node's ranks are to carry ``limit`` on average at most, and
-    the only slot of an expert ``full``."""
+def choose_homes(source_NE: FloatArray, ranks: int, size: int, limit: float, full: float) -> Int64Array:
+    """How many slots each node has for each expert, int64 [nodes, experts], all slots of all nodes; a node's
+    ranks are to carry ``limit`` on average at most, and the only slot of an expert ``full``."""
     nodes, experts = source_NE.shape
     per_node = ranks // nodes
     homes = Homes(
@@ -51,7 +51,7 @@ def choose_homes(source_NE: FloatArray, ranks: int, size: int, limit: float, ful
     for _ in range(SWEEPS):
         if not trade_homes(homes):
             break
-    return homes
+    return homes.slots_NE
 
 
 @kernel

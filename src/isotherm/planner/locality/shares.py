@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.jit import kernel
 from isotherm.placement import Placement, rank_loads
 from isotherm.planner.bounds import imbalance_bound
 from isotherm.planner.layers.shares import balanced_shares
-from isotherm.planner.locality.split_kernels import level_down, new_split
+from isotherm.planner.locality.split_kernels import send_near
 from isotherm.topology import Topology
 
 
@@ -28,9 +27,21 @@ def near_shares(
     """
     source_LNE = sources_by_layer(source_heat_NLE)
     peak_L = peaks_within(source_LNE.sum(axis=1), placement, topology, slack)
-    shares_LP = placement.even_shares()
-    divide_near(source_LNE, placement.slot_to_expert.astype(np.int64), topology.ranks, peak_L, shares_LP)
+    shares_LP, slot_expert_LP = placement.even_shares(), placement.slot_to_expert.astype(np.int64)
+    tokens_P = np.empty(topology.slots)
+    for row, source_NE in enumerate(source_LNE):
+        if source_NE.any():
+            sent_near(slot_expert_LP[row], source_NE, topology.ranks, float(peak_L[row]), tokens_P)
+            _divide(slot_expert_LP[row], tokens_P, shares_LP[row])
     return shares_LP
+
+
+def _divide(slot_expert_P: Int64Array, tokens_P: FloatArray, shares_P: FloatArray) -> None:
+    """Replaces the shares of experts with tokens."""
+    held_P = slot_expert_P >= 0
+    total_E = np.bincount(slot_expert_P[held_P], np.maximum(tokens_P[held_P], 0.0))
+    total_P = np.where(held_P, total_E[slot_expert_P], 0.0)
+    np.divide(np.maximum(tokens_P, 0.0), total_P, out=shares_P, where=total_P > 0)
 
 
 def sources_by_layer(source_heat_NLE: FloatArray | Int64Array) -> FloatArray:
@@ -48,24 +59,16 @@ def peaks_within(heat_LE: FloatArray, placement: Placement, topology: Topology, 
     return peak_L
 
 
-@kernel
-def divide_near(
-    source_LNE: FloatArray,
-    slot_expert_LP: Int64Array,
+def sent_near(
+    slot_expert_P: Int64Array,
+    source_NE: FloatArray,
     ranks: int,
-    peak_L: FloatArray,
-    shares_LP: FloatArray,
-) -> None:
-    """Replaces the shares of experts with heat."""
-    for row in range(len(source_LNE)):
-        mean = source_LNE[row].sum() / ranks
-        if mean <= 0.0:
-            continue
-        split = new_split(slot_expert_LP[row], source_LNE[row] / mean, ranks)
-        level_down(split, peak_L[row] / mean)
-        for expert in range(source_LNE.shape[2]):
-            total = split.got_NE[:, expert].sum()
-            for i in range(split.begin_E1[expert], split.begin_E1[expert + 1]):
-                if total > 0.0:
-                    part = split.tokens_P[split.slot_P[i]] / total
-                    shares_LP[row, split.slot_P[i]] = min(max(part, 0.0), 1.0)
+    peak: float,
+    tokens_P: FloatArray | None = None,
+) -> tuple[float, float]:
+    """`send_near` for a layer in any unit of heat, which must have some."""
+    unit = float(source_NE.sum()) / ranks
+    tokens_P = np.empty(len(slot_expert_P)) if tokens_P is None else tokens_P
+    found, near = send_near(slot_expert_P, source_NE / unit, ranks, peak / unit, tokens_P)
+    tokens_P *= unit
+    return found * unit, near * unit

@@ -55,6 +55,18 @@ class Split(NamedTuple):
 
 
 @kernel
+def send_near(
+    slot_expert_P: Int64Array, source_NE: FloatArray, ranks: int, level: float, tokens_P: FloatArray
+) -> tuple[float, float]:
+    """Writes down what each slot gets, with no rank above ``level`` as far as can be. Returns the highest
+    load, and the pairs that stay near."""
+    split = new_split(slot_expert_P, source_NE, ranks)
+    peak = level_down(split, level)
+    tokens_P[:] = split.tokens_P
+    return peak, near_pairs(split)
+
+
+@kernel
 def new_split(slot_expert_P: Int64Array, source_NE: FloatArray, ranks: int) -> Split:
     """The layer with all tokens near that can be: each node's own are dealt out evenly over its replicas, and
     those of nodes without any over all replicas."""
