@@ -1,12 +1,14 @@
 """Layers without redundant slots, and replicated dispatch, balanced by the step word in real processes."""
 
 from collections import deque
+from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from isotherm import Balancer, Config, MoEShape, Topology
+from isotherm.mover import DeviceTransport, HostTransport, TorchDevicePeers
 from ranks import run_ranks
 
 SHAPE = MoEShape(2, 8, 2)
@@ -44,12 +46,12 @@ class Engine:
     """Makes steps whose tokens really go from rank to rank, and lends the step word to an exchange that every
     rank reads ``DEPTH`` steps later."""
 
-    def __init__(self, rank, topology, dispatch, mode):
+    def __init__(self, rank, topology, dispatch, transport):
         self.rank, self.topology, self.dispatch = rank, topology, dispatch
         self.weights = make_weights(topology, rank)
         self.read = deque([0] * DEPTH)
         config = Config(
-            mode=mode,
+            mode="full",
             window_steps=8,
             min_gain=0.0,
             heartbeat_seconds=0.002,
@@ -64,6 +66,7 @@ class Engine:
             config=config,
             dispatch=dispatch,
             step_word=self.exchange,
+            transport=transport,
         )
         self.steps = 0
         self.wrong = self.missed = 0
@@ -109,10 +112,10 @@ class Engine:
         self.missed += abs(int(computed) - self.topology.ranks * TOKENS * SHAPE.top_k)
 
 
-def serve(rank, dispatch, slots_per_rank, mode):
+def serve(rank, dispatch, slots_per_rank, transport):
     """Until weights have moved on every rank in both spells of traffic: all leave for the same reason."""
     topology = Topology(ranks=2, slots_per_rank=slots_per_rank)
-    engine = Engine(rank, topology, dispatch, mode)
+    engine = Engine(rank, topology, dispatch, transport)
     moves, goal = torch.zeros(1, dtype=torch.int64), 4
     while int(moves) < goal and engine.steps < 6000:
         engine.make_step()
@@ -140,7 +143,9 @@ def serve(rank, dispatch, slots_per_rank, mode):
 
 
 def serve_both(rank):
-    return serve(rank, "sender", 4, "full"), serve(rank, "replicated", 5, "full")
+    """Once through the host, once as devices would do it."""
+    device = partial(DeviceTransport, peers=TorchDevicePeers(dist.new_group(backend="gloo"), "cpu"))
+    return serve(rank, "sender", 4, HostTransport), serve(rank, "replicated", 5, device)
 
 
 def test_experts_are_swapped_without_redundant_slots_and_all_ranks_take_up_tables_in_the_same_step(tmp_path):
