@@ -151,7 +151,7 @@ class Balancer:
         self._closed = False
         self._process = os.getpid()
         router.warm_up()
-        planner.warm_up()
+        planner.warm_up(near=self.config.split == "near")
         check_alike(self._link, self.config, self._rooms, topology, placement, inline=inline)
         if not inline:
             self._heartbeat.start(relink_of(self._link, store))
@@ -361,6 +361,7 @@ class Balancer:
         micro_batches: int = 1,
         bytes_per_expert: int = 0,
         split: Split = "shares",
+        reads: bool = False,
         by_word: bool = False,
         device: torch.device | str = "cpu",
     ) -> Memory:
@@ -368,7 +369,8 @@ class Balancer:
         engine can plan for them; nothing is made here. Beside a CPU the device's buffers are host memory too.
 
         ``bytes_per_expert``: weights of one expert in one layer, which pass through pinned memory beside a
-        device; 0: no weights are lent. ``split``: as in `Config`. ``by_word``: they wait for a ``step_word``.
+        device; 0: no weights are lent. ``split``: as in `Config`. ``reads``: they are the
+        objective. ``by_word``: weights wait for a ``step_word``.
         """
         return memory_of_rooms(
             shape,
@@ -376,6 +378,7 @@ class Balancer:
             micro_batches=micro_batches,
             bytes_per_expert=bytes_per_expert,
             split=split,
+            reads=reads,
             by_word=by_word,
             device=device,
         )

@@ -49,11 +49,15 @@ class Config:
     """What a prefill token weighs when heats of the kinds are added up."""
     decode_weight: float = 1.0
     """What a decode token weighs."""
-    objective: Literal["auto", "tokens"] = "auto"
-    """What is levelled: tokens; or, with auto and where windows tell when experts were active, the time to
-    read their weights and to compute their tokens: reads decide in decode, tokens in prefill."""
+    objective: Literal["auto", "tokens", "reads"] = "auto"
+    """What is levelled. tokens: tokens · auto: where windows tell in how many steps experts were active, the
+    time to read their weights and to compute their tokens: reads decide in decode, tokens in prefill · reads:
+    as auto, and a balancer has them counted, by a pass over its counts at the end of each step."""
     tokens_per_read: float = 256.0
     """Tokens that take as long to compute as an expert's weights to read."""
+    locality_slack: float = 0.01
+    """With split near on several nodes, where tokens are levelled: balancedness that shares may give up so
+    that fewer pairs cross nodes."""
     robust: bool = False
     """Plan for the worst of several heats: those of the kinds, and of earlier traffic."""
     step_ms: float = 40.0
@@ -106,8 +110,12 @@ class Config:
             raise ValueError("prefill_weight and decode_weight are both 0: no token would count")
         if not 0 <= self.expert_share <= 1:
             raise ValueError(f"expert_share={self.expert_share} is a part of a step: give 0 to 1")
-        if self.objective not in ("auto", "tokens"):
-            raise ValueError(f"objective={self.objective!r} is unknown: choose auto or tokens")
+        if self.objective not in ("auto", "tokens", "reads"):
+            raise ValueError(f"objective={self.objective!r} is unknown: choose auto, tokens or reads")
+        if not 0 <= self.locality_slack < 1:
+            raise ValueError(
+                f"locality_slack={self.locality_slack} is balancedness to give up: give 0 to below 1"
+            )
         for name in ("step_ms", "link_bytes_per_second", "heartbeat_seconds", "tokens_per_read"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")

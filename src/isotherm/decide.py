@@ -19,7 +19,7 @@ from isotherm.planner.outlook.past import Past, Promise
 from isotherm.planner.outlook.price import StepTime, moving_ms
 from isotherm.planner.outlook.several import plan_for_worst
 from isotherm.planner.outlook.trial import Trial
-from isotherm.planner.served.objective import Objective, ReadLoad, TokenLoad
+from isotherm.planner.served.objective import NearLoad, Objective, ReadLoad, TokenLoad
 from isotherm.topology import Topology
 from isotherm.window import KINDS, HeatWindow, layer_imbalance
 
@@ -110,7 +110,7 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     weight_K = _kind_weights(state.config, len(window.tokens_K))
     heat_LE = np.tensordot(weight_K, window.heat_KSLE.sum(axis=1), axes=1)
     past = state.past.with_window(window, state.config.forecast_windows)
-    objective, by_kind = _objectives(state, past, weight_K)
+    objective, by_kind = _objectives(state, past, window, weight_K)
     trial = Trial(state.topology, state.placement, state.shares, objective, by_kind, ())
     now = trial.imbalance(heat_LE, state.placement, state.shares)
     quiet = Decision("nothing", None, "", clock, now, now, promised=past.promised)
@@ -144,10 +144,15 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     return replace(state, past=past), decision
 
 
-def _objectives(state: State, past: Past, weight_K: FloatArray) -> tuple[Objective, tuple[Objective, ...]]:
-    """What a load is, of all kinds together and of each alone: tokens; and, where it was counted when experts
-    were active, the reads that decode makes."""
+def _objectives(
+    state: State, past: Past, window: HeatWindow, weight_K: FloatArray
+) -> tuple[Objective, tuple[Objective, ...]]:
+    """What a load is, of all kinds together and of each alone: tokens, near ones where dispatch prefers them
+    and windows tell where they are; and, where it was counted when experts were active, the reads that decode
+    makes."""
     tokens = TokenLoad(state.topology)
+    if state.config.split == "near" and window.source_heat_NLE is not None:
+        tokens = NearLoad.of(state.topology, window.source_heat_NLE, state.config.locality_slack)
     seen = [(g.heat_KLE, g.active_LE) for g in past.glimpses if g.active_LE is not None]
     if state.config.objective == "tokens" or not seen:
         return tokens, (tokens,) * len(weight_K)

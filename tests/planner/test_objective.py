@@ -182,6 +182,28 @@ def test_no_placement_lets_fewer_pairs_cross_than_the_bound():
     assert reached > 5  # not where one node wants all three experts, or both want the same two
 
 
+def test_the_mind_keeps_pairs_near_where_the_engine_does():
+    """Two nodes that want different experts most, each with a replica of three of them."""
+    placement = iso.Placement([[0, 2, 1, 4, 0, 3, 1, 4]], 5)
+    source = np.array([[[900, 100, 300, 50, 50]], [[100, 900, 50, 300, 50]]])
+    heat = np.stack([source.sum(axis=0), 0 * source[0]])[:, None].repeat(2, axis=1)
+    start = np.array([[0.9, 1, 0.5, 0.5, 0.1, 1, 0.5, 0.5]])
+    plans = {}
+    for split in ("shares", "near"):
+        window = iso.HeatWindow(heat, None, (0, 500, 1000), (700, 0), (0,), source_heat_NLE=2 * source)
+        config = iso.Config(mode="shares", split=split)
+        state = State(NODES, config, placement, start, settled=True, movable=False)
+        plans[split] = make_decision(state, window, 1000)[1].plan
+    crossing = {
+        split: crossing_pairs(source, placement, plan.shares, NODES, prefers_near=True).sum()
+        for split, plan in plans.items()
+    }
+    # Experts 0 and 1 share out 1,000 tokens each: ranks of the first are the hottest, those of the second may
+    # keep what is near.
+    assert crossing["near"] == pytest.approx(crossing["shares"] - 300)
+    assert plans["near"].imbalance == pytest.approx(plans["shares"].imbalance)
+
+
 # -- several heats --------------------------------------------------------------------------------------
 
 

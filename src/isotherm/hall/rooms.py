@@ -132,6 +132,7 @@ def make_rooms(
         micro_batches=micro_batches,
         backend=backend,
         inline=inline,
+        active_steps=config.objective == "reads",
         source_heat=tells_sources(config.split, topology),
         span=span,
     )
@@ -209,6 +210,7 @@ def memory_of_rooms(
     micro_batches: int,
     bytes_per_expert: int,
     split: Split,
+    reads: bool,
     by_word: bool,
     device: torch.device | str,
 ) -> Memory:
@@ -221,7 +223,7 @@ def memory_of_rooms(
         queues_work=torch.device(device).type != "cpu",
         inline=False,
         on_device=False,
-        asked=Asked(source_heat=tells_sources(split, topology)),
+        asked=Asked(active_steps=reads, source_heat=tells_sources(split, topology)),
     )
     words = sum(each.header_words for each in (Watch, HeatGather, PlanDesk, Announcer, Mover, Meeting))
     tables = Router.memory(shape, topology, micro_batches, device=device, levels_batches=split == "batch")

@@ -68,7 +68,9 @@ def served_shares(placement: Placement, topology: Topology, split: int, source_L
     return shares_LP
 
 
-def source_parts(source_heat_NLE: FloatArray | None, shape_LE: tuple[int, ...], nodes: int) -> FloatArray:
+def source_parts(
+    source_heat_NLE: FloatArray | Int64Array | None, shape_LE: tuple[int, ...], nodes: int
+) -> FloatArray:
     """The part of each expert's tokens that comes from each node, float64 [layers, experts, nodes]: equal
     parts where nothing is known, or where the expert has no heat."""
     parts_LEN = np.full((*shape_LE, nodes), 1.0 / nodes)

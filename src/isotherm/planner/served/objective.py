@@ -12,9 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from isotherm.arrays import FloatArray
+from isotherm.arrays import FloatArray, Int64Array
 from isotherm.placement import Placement, rank_loads
 from isotherm.planner.layers.shares import balanced_shares
+from isotherm.planner.locality.shares import near_shares
+from isotherm.planner.served.dispatch import source_parts
 from isotherm.planner.served.read_kernels import choose_replicas
 from isotherm.topology import Topology
 
@@ -47,6 +49,30 @@ class TokenLoad:
 
     def weights(self, heat_LE: FloatArray) -> FloatArray:
         return heat_LE
+
+
+@dataclass(frozen=True, eq=False)
+class NearLoad(TokenLoad):
+    """A token is a token, and better near to the node that owns it: within a slack of balancedness, the
+    fewest pairs cross nodes (`near_shares`).
+
+    Attributes:
+        source_LEN: the part of each expert's tokens that each node owns, float64 [layers, experts, nodes].
+        slack: balancedness that may be given up.
+    """
+
+    source_LEN: FloatArray
+    slack: float
+
+    @classmethod
+    def of(cls, topology: Topology, source_heat_NLE: Int64Array, slack: float) -> NearLoad:
+        """From heat by the node that owns the tokens."""
+        shape_LE = source_heat_NLE.shape[1:]
+        return cls(topology, source_parts(source_heat_NLE, shape_LE, topology.nodes), slack)
+
+    def shares(self, heat_LE: FloatArray, placement: Placement) -> FloatArray:
+        source_NLE = np.moveaxis(self.source_LEN * heat_LE[:, :, None], -1, 0)
+        return near_shares(source_NLE, placement, self.topology, self.slack)
 
 
 @dataclass(frozen=True, eq=False)
