@@ -12,8 +12,15 @@ from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
+from isotherm import IsothermError
 from isotherm.engines.dispatch import TILE_ROWS
-from isotherm.engines.transformers.experts import expert_tensors, find_experts, moe_shape, slot_function
+from isotherm.engines.transformers.experts import (
+    expert_tensors,
+    find_experts,
+    moe_shape,
+    slot_function,
+    take_over,
+)
 
 WIDTHS = SimpleNamespace(
     **dict.fromkeys(("hidden_size", "moe_hidden_size"), 32),
@@ -133,3 +140,20 @@ def test_how_many_experts_a_token_chooses_is_read_or_given():
         del layer.mlp.gate.top_k
     with pytest.raises(ValueError, match="give top_k="):
         moe_shape(model)
+
+
+def test_a_model_that_cannot_be_taken_over_is_refused(monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(type(model), "_can_set_experts_implementation", classmethod(lambda model: False))
+    with pytest.raises(
+        ValueError, match="Qwen3MoeForCausalLM does not let the implementation of Qwen3MoeExp"
+    ):
+        take_over(model, find_experts(model).values())
+
+
+def test_a_stock_model_that_shares_the_configuration_of_a_spread_one_says_so():
+    model = make_model()
+    stock = Qwen3MoeForCausalLM(model.config).eval()
+    take_over(model, find_experts(model).values())
+    with pytest.raises(IsothermError, match="a configuration of its own"):
+        stock(torch.zeros((1, 2), dtype=torch.int64))

@@ -6,14 +6,14 @@ gate, biases, transposed weights or a norm behind them; its parameters are stack
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 
 from isotherm.engines.dispatch import ExpertFunction
-from isotherm.errors import MissingExtraError
+from isotherm.errors import IsothermError, MissingExtraError
 from isotherm.topology import MoEShape
 
 try:
@@ -104,27 +104,28 @@ def slot_function(module: Any) -> ExpertFunction:
     return compute
 
 
-def compute_through(
-    model: PreTrainedModel, forwards: dict[torch.nn.Module, Callable[..., torch.Tensor]]
-) -> None:
-    """Lets transformers call ``forwards[module](hidden_TH, top_k_index, top_k_weights)`` in place of each
-    experts module's own forward. A compiler leaves these calls alone, and compiles what is around them.
+def take_over(model: PreTrainedModel, modules: Iterable[torch.nn.Module]) -> None:
+    """Lets transformers call what `compute_by` gives in place of the own forward of each of ``modules``.
 
     Raises:
         ValueError: the model's class does not let its experts' implementation be chosen.
     """
-    for module, forward in forwards.items():
-        # Past torch's own bookkeeping: the function is no part of the module.
-        object.__setattr__(module, "_isotherm", forward)
     ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _experts_forward)
     model.set_experts_implementation(_IMPLEMENTATION)
-    for module in forwards:
+    for module in modules:
         config: Any = module.config
         if config._experts_implementation != _IMPLEMENTATION:
             raise ValueError(
                 f"{type(model).__name__} does not let the implementation of {type(module).__name__} be "
                 "chosen; give the part of the model that holds the experts"
             )
+
+
+def compute_by(module: torch.nn.Module, forward: Callable[..., torch.Tensor]) -> None:
+    """Computes the experts of a module that was taken over by ``forward(hidden_TH, top_k_index,
+    top_k_weights)``. A compiler leaves these calls alone, and compiles what is around them."""
+    # Past torch's own bookkeeping: the function is no part of the module.
+    object.__setattr__(module, "_isotherm", forward)
 
 
 def outside_graphs(function: _Function) -> _Function:
@@ -135,8 +136,13 @@ def outside_graphs(function: _Function) -> _Function:
 
 @outside_graphs
 def _experts_forward(module: Any, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-    output: torch.Tensor = module._isotherm(*args, **kwargs)
-    return output
+    forward: Callable[..., torch.Tensor] | None = getattr(module, "_isotherm", None)
+    if forward is None:
+        raise IsothermError(
+            f"{type(module).__name__} was not parallelized, but shares its configuration object with a model "
+            "that was: give each model a configuration of its own, such as copy.deepcopy(config)"
+        )
+    return forward(*args, **kwargs)
 
 
 def _check_tensors(name: str, module: Any) -> None:

@@ -18,13 +18,14 @@ from isotherm.config import Config
 from isotherm.control import Span, no_span
 from isotherm.engines.dispatch import dispatch_tokens
 from isotherm.engines.transformers.experts import (
-    compute_through,
+    compute_by,
     expert_tensors,
     find_experts,
     keep_slots,
     moe_shape,
     outside_graphs,
     slot_function,
+    take_over,
 )
 from isotherm.engines.transformers.logical import LogicalWeights
 from isotherm.mover import HostTransport, Transport
@@ -62,8 +63,8 @@ class ExpertParallelModel:
     ``model`` is called as before, `generate` included; each call of it is one step of the balancer, so every
     rank makes the same number of calls, with any inputs of its own. A rank without work calls
     ``dummy_step``; ranks that generate different numbers of tokens pass ``synced_gpus=True``, and those that
-    have ended then go on with the others. Rows that an ``attention_mask`` [batch, length] marks 0 are
-    padding: not computed by experts, not counted.
+    have ended then go on with the others, with tokens that count. Rows that an ``attention_mask`` [batch,
+    length] marks 0 are padding: not computed by experts, not counted.
 
     ``torch.compile`` compiles what lies between the MoE layers; ``fullgraph=True`` is refused by it, since
     tokens that travel between ranks are no part of a graph.
@@ -198,6 +199,7 @@ def parallelize(
     shape = moe_shape(model, top_k=top_k)
     topology.check_holds(shape.experts)
     placement = placement or Placement.default(shape, topology)
+    take_over(model, modules.values())
     first = dist.get_rank(group) * topology.slots_per_rank
     for layer, module in enumerate(modules.values()):
         keep_slots(module, placement.slot_to_expert[layer, first : first + topology.slots_per_rank].tolist())
@@ -216,8 +218,8 @@ def parallelize(
     )
     weights = LogicalWeights(model, modules, balancer, group)
     parallel = ExpertParallelModel(model, balancer, ExpertMeter([0] * shape.layers), weights, group)
-    forwards = {m: _layer_forward(parallel, m, layer) for layer, m in enumerate(modules.values())}
-    compute_through(model, forwards)
+    for layer, module in enumerate(modules.values()):
+        compute_by(module, _layer_forward(parallel, module, layer))
     parallel._handles += [
         model.register_forward_pre_hook(parallel._begin, with_kwargs=True),
         model.register_forward_hook(parallel._end, always_call=True),
