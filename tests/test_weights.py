@@ -59,7 +59,20 @@ def is_right(balancer, version):
 def live(rank, folder):
     weights = make_weights(rank)
     config = Config(mode="full", window_steps=8, min_gain=0.0, heartbeat_seconds=0.002, moves_in_flight=2)
-    balancer = Balancer(SHAPE, TOPOLOGY, group=dist.new_group(backend="gloo"), weights=weights, config=config)
+    arrivals = []  # whether all that lies in the slot then is one expert's
+
+    def arrived(layer, slot):
+        numbers = {*weights[layer]["up"][slot].tolist(), *weights[layer]["down"][slot].tolist()}
+        arrivals.append(len(numbers) == 1)
+
+    balancer = Balancer(
+        SHAPE,
+        TOPOLOGY,
+        group=dist.new_group(backend="gloo"),
+        weights=weights,
+        config=config,
+        on_arrival=arrived,
+    )
     checks = []
     for version in range(1, 4):
         everywhere = torch.tensor([0])  # moves that every rank has made: all leave the loop together
@@ -90,6 +103,10 @@ def live(rank, folder):
     is_live = bool(balancer._loop.mover.ledger.shares[0, 5] > 0)
     unequal = balancer.check_replicas()
     balancer.close()
+    assert all(arrivals)
+    assert len(arrivals) == balancer.statistics().moved_bytes // (
+        5 * 4
+    )  # each once, those of plans given up too
     return checks, placement, read_placement(path), (int(damaged), is_live, unequal)
 
 
