@@ -65,6 +65,8 @@ def test_the_report_shows_conflicts_and_engines(packages) -> None:
     packages["sglang"] = ("0.5", ["numba==0.1"])
     report = collect_doctor_report(streams=False)
     assert report.engines == {"sglang": "0.5"}
+    assert {"pyyaml", "prometheus-client"} <= {name for name, found in report.versions.items() if found}
+    assert report.forecasts[:2] == ("changepoint", "mean")
     assert report.as_dict()["conflicts"] == ("sglang wants numba==0.1, and numba 0.65.1 is installed",)
     console = Console(record=True, width=120, file=io.StringIO())
     render_doctor(report, console)

@@ -16,17 +16,20 @@ from rich.table import Table
 from isotherm import planner
 from isotherm.cli.conflicts import ENGINES, find_conflicts, installed
 from isotherm.errors import MissingExtraError
+from isotherm.planner.outlook.forecast import forecasts
 
 if TYPE_CHECKING:
     from isotherm.testing.streams_contract import CheckResult
 
-_BASE = ("isotherm", "numpy", "numba", "rich", "tyro")
+_BASE = ("isotherm", "numpy", "numba", "rich", "tyro", "pyyaml")
 _EXTRAS = {
     "torch": "torch",
     "transformers": "transformers",
     "safetensors": "transformers",
     "matplotlib": "plot",
+    "prometheus-client": "metrics",
 }
+_IMPORTED_AS = {"pyyaml": "yaml", "prometheus-client": "prometheus_client"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class DoctorReport:
     accelerator: str | None
     gloo: bool
     policies: tuple[str, ...]
+    forecasts: tuple[str, ...]
     engines: dict[str, str]
     conflicts: tuple[str, ...]
     devices: tuple[DeviceChecks, ...] = ()
@@ -91,6 +95,7 @@ def collect_doctor_report(*, streams: bool) -> DoctorReport:
         accelerator=accelerator,
         gloo=gloo,
         policies=planner.policies(),
+        forecasts=forecasts(),
         engines={engine: found for engine in ENGINES if (found := installed(engine)) is not None},
         conflicts=find_conflicts(),
         devices=_check_streams() if streams else (),
@@ -99,7 +104,7 @@ def collect_doctor_report(*, streams: bool) -> DoctorReport:
 
 def _version(package: str) -> str | None:
     # Looked for as an import: what cannot be imported helps nobody, whatever its metadata says.
-    if find_spec(package) is None:
+    if find_spec(_IMPORTED_AS.get(package, package)) is None:
         return None
     try:
         return version(package)
@@ -132,6 +137,7 @@ def render_doctor(report: DoctorReport, console: Console) -> None:
     table.add_row("accelerator", report.accelerator or "none that torch sees; the CPU is used")
     table.add_row("gloo", "available" if report.gloo else "not available: torch is missing or built without")
     table.add_row("policies", ", ".join(report.policies))
+    table.add_row("forecasts", ", ".join(report.forecasts))
     engines = ", ".join(f"{engine} {found}" for engine, found in report.engines.items())
     table.add_row("engines beside", engines or "none")
     for conflict in report.conflicts:

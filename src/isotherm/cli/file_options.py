@@ -39,8 +39,18 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         match = _PART.fullmatch(part.strip())
         if match is None:
             raise ValueError(f"--moe-layers {text}: give numbers and spans of them, such as 3-60 or 0,2,5-7")
-        layers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"--moe-layers {text}: {first}-{last} ends before it begins")
+        layers.extend(range(first, last + 1))
     return tuple(layers)
+
+
+def unknown_kind(kind: str, known: Sequence[str]) -> ValueError:
+    """The error where a file does not know the kind of tokens that was asked for."""
+    if len(known) == 1:
+        return ValueError(f"--kind {kind}: the file does not tell kinds of tokens apart; leave it out")
+    return ValueError(f"--kind {kind}: the file knows {', '.join(known)}")
 
 
 def imagined_topology(

@@ -172,6 +172,10 @@ def _check_together(options: PlanOptions) -> None:
         raise ValueError(
             "--max-imbalance says which layers stay as they are: give --current, or leave it out"
         )
+    if options.max_moves is not None and options.current is None:
+        raise ValueError(
+            f"--max-moves {options.max_moves} counts from what is loaded: give --current, or leave it out"
+        )
     if (options.max_bytes is None) != (options.expert_bytes is None):
         raise ValueError("--max-bytes and --expert-bytes go together: give both, or count in --max-moves")
 

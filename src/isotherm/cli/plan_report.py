@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from isotherm.arrays import FloatArray
-from isotherm.cli.file_options import tracked
+from isotherm.cli.file_options import tracked, unknown_kind
 from isotherm.cli.pictures import PlanPicture
 from isotherm.placement import Placement, Plan, rank_loads
 from isotherm.planner.served.dispatch import Engine, rule_of, served_shares, source_parts
@@ -41,7 +41,7 @@ def of_kind(window: HeatWindow, trace: HeatTrace, kind: str | None) -> HeatWindo
     if kind is None:
         return window
     if kind not in kinds:
-        raise ValueError(f"--kind {kind}: the file knows {', '.join(kinds)}")
+        raise unknown_kind(kind, kinds)
     index = kinds.index(kind)
     return HeatWindow(
         heat_KSLE=window.heat_KSLE[index : index + 1],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from isotherm.cli.file_options import InputFormat, imagined_topology, parse_layers, tell_notes
+from isotherm.cli.file_options import InputFormat, imagined_topology, parse_layers, tell_notes, unknown_kind
 from isotherm.planner.outlook.price import StepTime
 from isotherm.replay import EXPERT_BYTES, Cluster
 from isotherm.replay.windows import one_kind, rewindowed, whole_windows
@@ -137,7 +137,7 @@ def chosen_windows(
     if options.kind is not None:
         kinds: Sequence[str] = trace.header.kinds
         if options.kind not in kinds:
-            raise ValueError(f"--kind {options.kind}: the file knows {', '.join(kinds)}")
+            raise unknown_kind(options.kind, kinds)
         windows = one_kind(windows, kinds.index(options.kind))
     steps = steps_asked(trace, options)
     return windows if steps is None else rewindowed(windows, steps)

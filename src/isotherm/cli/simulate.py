@@ -40,6 +40,7 @@ class ReplayedConfig(Config):
     link_bytes_per_second: tyro.conf.Suppress[float] = Config.link_bytes_per_second
     move_bytes_per_step: tyro.conf.Suppress[int] = Config.move_bytes_per_step
     heartbeat_seconds: tyro.conf.Suppress[float] = Config.heartbeat_seconds
+    check_moves: tyro.conf.Suppress[bool] = Config.check_moves
 
 
 @dataclass(frozen=True)

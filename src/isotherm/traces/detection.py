@@ -62,6 +62,8 @@ def detect_format(path: Path) -> FileFormat:
 
 def _detect_text(path: Path) -> FileFormat:
     data = read_whole(path)
+    if not data:
+        raise problem(path, "", "is empty")
     if data.startswith(NPY_BEGINS):
         return "deepseek"
     if data.startswith(ZIP_BEGINS):
