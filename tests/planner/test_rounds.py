@@ -91,6 +91,16 @@ def test_sources_are_near_and_layers_take_turns():
     assert sources == {3: 2, 5: 2, 6: 5}  # its own rank; another node, where there is none nearer; its node
 
 
+def test_layers_that_gain_most_of_a_move_come_first():
+    topology = iso.Topology(ranks=2, slots_per_rank=3)
+    current, goal_row = iso.Placement([[0, 1, 2, 3, 2, 3]] * 3, 4), [0, 2, 3, 1, 2, 3]
+    heat = np.array([[5.0, 5, 1, 1], [90, 90, 1, 1], [30, 30, 1, 1]])
+    request = PlanRequest(heat, topology, current, slots_per_round=1)
+    rounds = order_rounds(request, iso.Placement([goal_row] * 3, 4))
+    layers = [refill.layer for refills in rounds for refill in refills]
+    assert list(dict.fromkeys(layers)) == [1, 2, 0]
+
+
 def test_what_the_step_word_must_carry():
     heat = np.array([[1.0, 2, 3, 4], [4, 3, 2, 1]])
     tight = iso.Topology(ranks=2, slots_per_rank=2)

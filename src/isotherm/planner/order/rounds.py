@@ -14,6 +14,7 @@ from isotherm.window import overall_imbalance
 
 def order_rounds(request: PlanRequest, goal: Placement) -> Rounds:
     """The rounds that lead from ``request.current`` to ``goal``, at most ``slots_per_round`` slots each.
+    Layers that gain most of each move come first.
 
     Layers without a redundant slot have no rounds, nor has any where dispatch is replicated, since all ranks
     must then hold the same table: their moves need the engine's step word.
@@ -22,16 +23,28 @@ def order_rounds(request: PlanRequest, goal: Placement) -> Rounds:
         return Rounds()
     if request.topology.slots == request.experts:
         return Rounds()
-    return Rounds(
-        order_refills(
-            request.current.slot_to_expert.astype(np.int64),
-            goal.slot_to_expert.astype(np.int64),
-            request.heat_LE,
-            request.topology.ranks_per_node,
-            request.topology.slots_per_rank,
-            request.slots_per_round,
-        )
+    first_L = np.argsort(-_gain_per_move(request, request.current, goal), kind="stable")
+    refills_N5 = order_refills(
+        request.current.slot_to_expert[first_L].astype(np.int64),
+        goal.slot_to_expert[first_L].astype(np.int64),
+        request.heat_LE[first_L],
+        request.topology.ranks_per_node,
+        request.topology.slots_per_rank,
+        request.slots_per_round,
     )
+    refills_N5[:, 1] = first_L[refills_N5[:, 1]]
+    return Rounds(refills_N5)
+
+
+def _gain_per_move(request: PlanRequest, current: Placement, goal: Placement) -> FloatArray:
+    """What a move takes off its layer's hottest rank, with even shares, which cost nothing; [layers]."""
+    moves_L = (goal.slot_to_expert != current.slot_to_expert).sum(axis=1)
+    before_L, after_L = (
+        rank_loads(request.heat_LE, each, each.even_shares(), request.topology).max(axis=1)
+        for each in (current, goal)
+    )
+    gain_L: FloatArray = (before_L - after_L) / np.maximum(moves_L, 1)
+    return gain_L
 
 
 def transient_imbalance(request: PlanRequest, plan: Plan) -> FloatArray:
