@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -12,6 +12,7 @@ import isotherm as iso
 from isotherm.bench.plan_heat import draw_heat
 from isotherm.placement import check_shares, rank_loads
 from isotherm.planner import PlanRequest, balanced_shares, imbalance_bound, make_plan
+from isotherm.planner.locality.rank_kernels import trade_ranks
 from isotherm.planner.locality.shares import near_shares
 from isotherm.planner.outlook.crossing import crossing_bound, crossing_pairs
 
@@ -124,6 +125,40 @@ def test_tiny_layers_against_every_placement(seed):
     before = crossing(source, plain.placement, near_shares(source, plain.placement, topology, 0.1), topology)
     assert best - 1e-6 * heat.sum() <= found <= before[0] + 1e-6 * heat.sum()
     assert rank_loads(heat, near.placement, near.shares, topology).max() <= peak
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_ranks_trade_nodes_until_no_trade_helps(seed):
+    rng = np.random.default_rng(seed)
+    source_NE = rng.lognormal(0, 1, (2, 8))
+    expert_GS = rng.permutation(np.append(np.arange(8), rng.integers(0, 8, 4))).reshape(4, 3)
+    assume(all(len(set(rank)) == 3 for rank in expert_GS.tolist()))
+
+    def near(expert_GS):
+        held = [np.isin(np.arange(8), node) for node in expert_GS.reshape(2, 6)]
+        return float((source_NE * held).sum())
+
+    traded_GS = expert_GS.copy()
+    trade_ranks(traded_GS.ravel(), source_NE, 4)
+    assert sorted(traded_GS.tolist()) == sorted(expert_GS.tolist())
+    assert near(traded_GS) >= near(expert_GS)
+    for rank, other in itertools.product((0, 1), (2, 3)):
+        order = np.arange(4)
+        order[[rank, other]] = other, rank
+        assert near(traded_GS[order]) <= near(traded_GS) + 1e-6
+
+
+def test_two_slots_a_rank_give_up_no_balance_and_spare_pairs():
+    topology = iso.Topology.for_model(experts=64, redundant=16, ranks=40, nodes=4)
+    source = drawn_sources(4, True, layers=2)
+    heat = source.sum(axis=0)
+    plain = iso.plan(heat, topology)
+    near = iso.plan(heat, topology, source_heat=source, locality_slack=0.0)
+    blind = crossing_pairs(source, plain.placement, plain.shares, topology, prefers_near=False).sum()
+    found = crossing(source, near.placement, near.shares, topology).sum()
+    assert blind - found >= 0.3 * (blind - crossing_bound(source, topology).sum())
+    assert near.imbalance == pytest.approx(plain.imbalance, rel=1e-5)
 
 
 @pytest.mark.parametrize("max_moves", [0, 5, 40])

@@ -9,13 +9,10 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.placement import Placement
 from isotherm.planner.locality.pack_nodes import place_layer_near
-from isotherm.planner.locality.search_kernels import search_near
+from isotherm.planner.locality.search_kernels import LEAST_GAIN, new_logs, search_near
 from isotherm.planner.locality.shares import peaks_within, sources_by_layer
 from isotherm.planner.policy.incremental import place_incremental
 from isotherm.planner.request import PlanRequest
-
-LEAST_GAIN = 1e-4
-"""Each slot that changes keeps at least this part of its layer's pairs on their node."""
 
 
 def place_near_tokens(request: PlanRequest) -> Int64Array:
@@ -85,8 +82,7 @@ def _search(
     ranks: int, row_P: Int64Array, source_NE: FloatArray, peak: float, most: int
 ) -> tuple[Int64Array, FloatArray]:
     """The changes that bring one layer nearer, and the pairs each gains, in the unit of heat."""
-    rows = min(most, 2 * len(row_P))
-    log_X4, gain_X = np.empty((rows, 4), np.int64), np.empty(rows)
+    log_X4, gain_X = new_logs(min(most, 2 * len(row_P)))
     mean = float(source_NE.sum()) / ranks
     if mean <= 0:
         return log_X4[:0], gain_X[:0]

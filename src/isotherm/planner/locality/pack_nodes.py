@@ -8,8 +8,9 @@ from isotherm.arrays import FloatArray, Int64Array
 from isotherm.planner.fresh.pack_kernels import pack, separate
 from isotherm.planner.fresh.trade_kernels import trade
 from isotherm.planner.locality.node_kernels import choose_homes
-from isotherm.planner.locality.shares import sent_near
-from isotherm.planner.locality.split_kernels import TOLERANCE
+from isotherm.planner.locality.rank_kernels import trade_ranks
+from isotherm.planner.locality.search_kernels import LEAST_GAIN, new_logs, search_near
+from isotherm.planner.locality.split_kernels import TOLERANCE, send_near
 
 ATTEMPTS = ((0.9, 0.95), (0.7, 0.75), (0.5, 0.55), (0.2, 0.35))
 """Tried in this order: what a node's ranks may carry above the mean, on average, as a part of what one of
@@ -18,22 +19,27 @@ units of the mean load, since the others of its rank come to it."""
 
 
 def place_layer_near(slot_expert_P: Int64Array, source_NE: FloatArray, ranks: int, peak: float) -> Int64Array:
-    """Slots to experts, int64 [slots], with no rank above ``peak``: placed anew where that keeps more pairs
-    near than ``slot_expert_P`` does, else as there.
+    """Slots to experts, int64 [slots], with no rank above ``peak``, which ``slot_expert_P`` keeps to.
 
     Nodes are chosen for the experts by the pairs that stay near and by what nodes carry (`choose_homes`);
-    then each node's experts are packed onto its ranks.
+    then each node's experts are packed onto its ranks. Where no way that is tried keeps to the load, ranks of
+    ``slot_expert_P`` trade nodes, and slots then trade places as if it were loaded.
     """
     if not source_NE.any():
         return slot_expert_P
     mean = float(source_NE.sum()) / ranks
+    unit_NE, peak = source_NE / mean, peak / mean
+    tokens_P, size = np.empty(len(slot_expert_P)), len(slot_expert_P) // ranks
     for room, full in ATTEMPTS:
-        limit = 1 + room * (peak / mean - 1)
-        placed_P = pack_nodes(source_NE / mean, ranks, len(slot_expert_P) // ranks, limit, full)
-        found, near = sent_near(placed_P, source_NE, ranks, peak)
-        if found <= peak * (1 + TOLERANCE):
-            return placed_P if near > sent_near(slot_expert_P, source_NE, ranks, peak)[1] else slot_expert_P
-    return slot_expert_P
+        placed_P = pack_nodes(unit_NE, ranks, size, 1 + room * (peak - 1), full)
+        if send_near(placed_P, unit_NE, ranks, peak, tokens_P)[0] <= peak * (1 + TOLERANCE):
+            break
+    else:
+        placed_P = slot_expert_P.copy()
+        trade_ranks(placed_P, unit_NE, ranks)
+        search_near(placed_P, unit_NE, ranks, peak, LEAST_GAIN * ranks, *new_logs(len(placed_P)))
+    near, before = (send_near(each, unit_NE, ranks, peak, tokens_P)[1] for each in (placed_P, slot_expert_P))
+    return placed_P if near > before else slot_expert_P
 
 
 def pack_nodes(source_NE: FloatArray, ranks: int, size: int, limit: float, full: float) -> Int64Array:

@@ -14,6 +14,8 @@ from isotherm.arrays import FloatArray, Int64Array
 from isotherm.jit import kernel
 from isotherm.planner.locality.split_kernels import TOLERANCE, Split, level_down, near_pairs, new_split
 
+LEAST_GAIN = 1e-4
+"""Each slot that changes keeps at least this part of its layer's pairs on their node."""
 TRIALS = 16
 """Changes tried in each step, those first that promise most."""
 
@@ -27,6 +29,11 @@ class Changes(NamedTuple):
     slot_T: Int64Array
     expert_T: Int64Array
     back_T: Int64Array
+
+
+def new_logs(rows: int) -> tuple[Int64Array, FloatArray]:
+    """What `search_near` writes to."""
+    return np.empty((rows, 4), np.int64), np.empty(rows)
 
 
 @kernel

@@ -28,10 +28,11 @@ def near_shares(
     source_LNE = sources_by_layer(source_heat_NLE)
     peak_L = peaks_within(source_LNE.sum(axis=1), placement, topology, slack)
     shares_LP, slot_expert_LP = placement.even_shares(), placement.slot_to_expert.astype(np.int64)
-    tokens_P = np.empty(topology.slots)
+    tokens_P, ranks = np.empty(topology.slots), topology.ranks
     for row, source_NE in enumerate(source_LNE):
-        if source_NE.any():
-            sent_near(slot_expert_LP[row], source_NE, topology.ranks, float(peak_L[row]), tokens_P)
+        mean = float(source_NE.sum()) / ranks
+        if mean > 0:
+            send_near(slot_expert_LP[row], source_NE / mean, ranks, float(peak_L[row]) / mean, tokens_P)
             _divide(slot_expert_LP[row], tokens_P, shares_LP[row])
     return shares_LP
 
@@ -57,18 +58,3 @@ def peaks_within(heat_LE: FloatArray, placement: Placement, topology: Topology, 
     lowest_L = rank_loads(heat_LE, placement, shares_LP, topology).max(axis=1)
     peak_L: FloatArray = np.maximum(heat_LE.sum(axis=1) / topology.ranks / balance_L, lowest_L)
     return peak_L
-
-
-def sent_near(
-    slot_expert_P: Int64Array,
-    source_NE: FloatArray,
-    ranks: int,
-    peak: float,
-    tokens_P: FloatArray | None = None,
-) -> tuple[float, float]:
-    """`send_near` for a layer in any unit of heat, which must have some."""
-    unit = float(source_NE.sum()) / ranks
-    tokens_P = np.empty(len(slot_expert_P)) if tokens_P is None else tokens_P
-    found, near = send_near(slot_expert_P, source_NE / unit, ranks, peak / unit, tokens_P)
-    tokens_P *= unit
-    return found * unit, near * unit
