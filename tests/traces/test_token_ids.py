@@ -47,6 +47,9 @@ def test_each_pick_counts_once_in_its_window(tmp_path: Path, name: str, dtype) -
     assert [window.slice_steps for window in trace] == [(0, 10), (10, 20), (20, 30), (30, 37)]
     assert [window.tokens_K.tolist() for window in trace] == [[10], [10], [10], [7]]
     assert trace.header.top_k == PICKS
+    assert [window.slice_steps for window in trace[1:3]] == [(10, 20), (20, 30)]
+    assert trace[-1].heat_LE.tolist() == expected[3].tolist()
+    assert {block_LE.dtype for block_LE in trace.windows.blocks} == {np.dtype(np.int32)}
 
 
 def test_no_expert_counts_nothing_and_layers_without_picks_are_left_out(tmp_path: Path) -> None:

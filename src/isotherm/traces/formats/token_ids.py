@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO
+from dataclasses import dataclass
+from typing import IO, overload
 
 import numpy as np
 
-from isotherm.arrays import Int64Array
+from isotherm.arrays import Int32Array, Int64Array
 from isotherm.traces.header import HeatHeader
 from isotherm.traces.matrices import ALL_KINDS
 from isotherm.traces.npy import DAMAGED, NpyHeader, read_npy_header, zip_names
@@ -24,7 +25,7 @@ NO_EXPERT = -1
 
 _LARGEST_ID = 2**14
 _LARGEST_ROW = 2**12  # ids of a token; with the above, what bounds the memory of a block
-_LARGEST_COUNTS = 2**27  # numbers in all windows, 1 GiB
+_LARGEST_COUNTS = 2**27  # numbers in all windows, half a GiB
 
 
 def read_token_ids(source: Source) -> HeatTrace:
@@ -34,14 +35,14 @@ def read_token_ids(source: Source) -> HeatTrace:
     Raises:
         ValueError: the array is another one, or an id is no expert; the message names token and layer.
     """
-    windows: list[Int64Array] = []
+    blocks: list[Int32Array] = []
     with _opened(source) as (stream, header):
         tokens, top_k = _checked_shape(header, source)
         for start in range(0, tokens, TOKENS_PER_WINDOW):
             count = min(TOKENS_PER_WINDOW, tokens - start)
             block = _read_block(stream, header, count, source)
-            windows.append(_counted(block, start, source))
-    return _trace(windows, tokens, top_k, source)
+            blocks.append(_counted(block, start, source))
+    return _trace(blocks, tokens, top_k, source)
 
 
 @contextmanager
@@ -90,8 +91,8 @@ def _read_block(stream: IO[bytes], header: NpyHeader, count: int, source: Source
     return np.frombuffer(data, header.dtype).reshape(count, layers, top_k)
 
 
-def _counted(ids_TLK: np.ndarray, start: int, source: Source) -> Int64Array:
-    """Counts of a block, int64 [layers, experts up to the largest id]."""
+def _counted(ids_TLK: np.ndarray, start: int, source: Source) -> Int32Array:
+    """Counts of a block, int32 [layers, experts up to the largest id]."""
     least, largest = int(ids_TLK.min()), int(ids_TLK.max())
     if least < NO_EXPERT or largest >= _LARGEST_ID:
         bad = (ids_TLK >= _LARGEST_ID) | (ids_TLK < NO_EXPERT)
@@ -104,34 +105,61 @@ def _counted(ids_TLK: np.ndarray, start: int, source: Source) -> Int64Array:
     layers, bins = ids_TLK.shape[1], largest + 2  # the first bin takes those that name no expert
     flat = ids_TLK.astype(np.int64) + (1 + bins * np.arange(layers)[:, None])
     counts = np.bincount(flat.ravel(), minlength=layers * bins)
-    counts_LE: Int64Array = counts.reshape(layers, bins)[:, 1:]
-    return counts_LE
+    return counts.reshape(layers, bins)[:, 1:].astype(np.int32)
 
 
-def _trace(windows: list[Int64Array], tokens: int, top_k: int, source: Source) -> HeatTrace:
-    experts = max(window_LE.shape[1] for window_LE in windows)
-    if len(windows) * len(windows[0]) * experts > _LARGEST_COUNTS:
+def _trace(blocks: list[Int32Array], tokens: int, top_k: int, source: Source) -> HeatTrace:
+    experts = max(block_LE.shape[1] for block_LE in blocks)
+    if len(blocks) * len(blocks[0]) * experts > _LARGEST_COUNTS:
         raise problem(
-            source.path, IDS, f"{len(windows)} windows of {experts} experts are more than can be held"
+            source.path, IDS, f"{len(blocks)} windows of {experts} experts are more than can be held"
         )
     if experts < top_k:
         raise problem(source.path, IDS, f"tokens that pick {top_k} of {experts} experts are none")
-    windows = [np.pad(window_LE, ((0, 0), (0, experts - window_LE.shape[1]))) for window_LE in windows]
-    filled_L = np.zeros(len(windows[0]), bool)
-    for window_LE in windows:
-        filled_L |= np.any(window_LE, axis=1)
+    filled_L = np.zeros(len(blocks[0]), bool)
+    for block_LE in blocks:
+        filled_L |= np.any(block_LE, axis=1)
     named: NamedRows = source.name_rows(filled_L)
     header = HeatHeader(named.layer_ids, experts, top_k, kinds=ALL_KINDS, model_layers=named.model_layers)
-    ends = [min(tokens, TOKENS_PER_WINDOW * (index + 1)) for index in range(len(windows))]
-    made = tuple(
-        HeatWindow(
-            heat_KSLE=window_LE[None, None, named.rows],
-            slot_load_LGS=None,
-            slice_steps=(TOKENS_PER_WINDOW * index, end),
-            tokens_K=np.array([end - TOKENS_PER_WINDOW * index]),
-            layer_ids=named.layer_ids,
-        )
-        for index, (window_LE, end) in enumerate(zip(windows, ends))
-    )
     note = f"{experts} experts: the largest id and one more; steps count tokens"
-    return HeatTrace(header, made, (note, *named.notes))
+    return HeatTrace(header, CountedWindows(blocks, named.rows, tokens, header), (note, *named.notes))
+
+
+@dataclass(frozen=True, eq=False)
+class CountedWindows(Sequence[HeatWindow]):
+    """Windows made when they are asked for: a window's counts in 64 bits take twice and more what is kept.
+
+    Attributes:
+        blocks: int32 [layers, experts up to the largest id in it], one for each window.
+        rows: those of the layers that have heat. tokens: in all windows.
+    """
+
+    blocks: list[Int32Array]
+    rows: Int64Array
+    tokens: int
+    header: HeatHeader
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @overload
+    def __getitem__(self, index: int) -> HeatWindow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[HeatWindow]: ...
+    def __getitem__(self, index: int | slice) -> HeatWindow | Sequence[HeatWindow]:
+        numbers = range(len(self))[index]
+        return self._window(numbers) if isinstance(numbers, int) else [self._window(n) for n in numbers]
+
+    def _window(self, number: int) -> HeatWindow:
+        block_LE = self.blocks[number][self.rows]
+        heat_LE = np.zeros((len(self.rows), self.header.experts), np.int64)
+        heat_LE[:, : block_LE.shape[1]] = block_LE
+        start = TOKENS_PER_WINDOW * number
+        end = min(self.tokens, start + TOKENS_PER_WINDOW)
+        return HeatWindow(
+            heat_KSLE=heat_LE[None, None],
+            slot_load_LGS=None,
+            slice_steps=(start, end),
+            tokens_K=np.array([end - start]),
+            layer_ids=self.header.layer_ids,
+        )
