@@ -111,12 +111,23 @@ def test_dense_layers_are_told_from_moe_layers(routed: Run) -> None:
     assert routed.heat.header.experts == EXPERTS[routed.family]
 
 
-def test_other_processes_lose_no_token(recorded: Run) -> None:
-    """What a step holds depends there on when requests arrive; what all of them hold does not."""
-    heat_KLE = sum(window.heat_KSLE.sum(axis=1) for window in recorded.heat)
-    tokens_K = sum(window.tokens_K for window in recorded.heat)
+def check_totals(run: Run) -> None:
+    """What a step holds depends on when requests arrive; what all of them hold does not."""
+    heat_KLE = sum(window.heat_KSLE.sum(axis=1) for window in run.heat)
+    tokens_K = sum(window.tokens_K for window in run.heat)
     assert tokens_K.tolist() == TOKENS
     assert heat_KLE.sum(axis=2).tolist() == [[4 * count] * 2 for count in TOKENS]
+
+
+def test_other_processes_lose_no_token(recorded: Run) -> None:
+    check_totals(recorded)
+
+
+def test_two_tensor_parallel_ranks_count_each_token_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two ranks on as few cores as there are
+    check_totals(run_vllm(tmp_path / "run", "--tensor-parallel", "2", observed=True))
 
 
 def test_a_compiled_model_counts_the_same_and_answers_the_same(routed: Run, tmp_path: Path) -> None:

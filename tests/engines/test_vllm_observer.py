@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +19,10 @@ from isotherm.bench.echo import EchoLink
 from isotherm.engines.vllm.meters import WindowMetrics
 from isotherm.engines.vllm.observer import HeatObserver, tokens_of
 from isotherm.engines.vllm.routers import find_routers, own_rows
-from isotherm.engines.vllm.workers import bind_steps
+from isotherm.engines.vllm.settings import VllmSettings
+from isotherm.engines.vllm.workers import bind_steps, window_keepers
 from isotherm.heat import HeatCollector
-from isotherm.topology import Topology
+from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow
 
 EXPERTS, TOP_K = 6, 2
@@ -286,6 +290,24 @@ def test_a_worker_tells_of_each_step_that_computes_anything() -> None:
         *("dummy", "end"),
         *("close", "shutdown"),
     ]
+
+
+def test_a_file_or_a_port_that_cannot_be_had_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine goes on, and so does what can be had."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0"))  # type: ignore[arg-type]
+    worker: Any = SimpleNamespace(vllm_config=SimpleNamespace(model_config=SimpleNamespace(model="small")))
+    path, topology = tmp_path / "seen.heat", Topology(ranks=1, slots_per_rank=EXPERTS)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        settings = VllmSettings(observed=path, port=taken.getsockname()[1])
+        for shape, kept in ((MoEShape(2, EXPERTS, TOP_K), 1), (MoEShape(3, EXPERTS, TOP_K), 0)):
+            caplog.clear()
+            assert len(window_keepers(worker, shape, topology, settings)) == kept
+            assert "metrics are not served" in caplog.text
+            assert ("start another file" in caplog.text) == (kept == 0)
 
 
 def test_windows_become_metrics() -> None:

@@ -6,10 +6,14 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from isotherm.errors import IsothermError
+
 if TYPE_CHECKING:
     from isotherm.engines.vllm.observer import HeatObserver
     from isotherm.engines.vllm.settings import VllmSettings
     from isotherm.topology import MoEShape, Topology
+    from isotherm.traces import HeatRecorder
+    from isotherm.window import HeatWindow
 
 logger = logging.getLogger("isotherm")
 
@@ -63,8 +67,14 @@ def make_observer(worker: Any, settings: VllmSettings) -> HeatObserver:
     collector = HeatCollector(
         routers.shape, topology, group, window_steps=settings.window_steps, device=worker.device
     )
-    if dist.get_rank() == 0:
-        _keep_windows(collector.on_window, worker, routers.shape, topology, settings)
+    # Only where all ranks have come: one that fails alone before would leave the others waiting for it.
+    keepers = window_keepers(worker, routers.shape, topology, settings) if dist.get_rank() == 0 else []
+
+    def keep(window: HeatWindow) -> None:
+        for keeper in keepers:
+            keeper(window)
+
+    collector.on_window(keep)
     return HeatObserver(
         collector,
         routers,
@@ -121,33 +131,40 @@ def _topology_of(shape: MoEShape, parallel: Any) -> Topology:
     return Topology(ranks=ranks, slots_per_rank=-(-slots // ranks), nodes=1 if ranks % nodes else nodes)
 
 
-def _keep_windows(
-    on_window: Callable[[Any], None], worker: Any, shape: MoEShape, topology: Topology, settings: VllmSettings
-) -> None:
-    """Windows go to the heat file, and to metrics where they were asked for."""
+def window_keepers(
+    worker: Any, shape: MoEShape, topology: Topology, settings: VllmSettings
+) -> list[Callable[[HeatWindow], None]]:
+    """What windows are given to: the heat file, and metrics where they were asked for. One that cannot be had
+    (a file of another model, a port that is taken) is left out, with a line in the log."""
+    keepers: list[Callable[[HeatWindow], None]] = []
+    try:
+        keepers.append(_recorder(worker, shape, topology, settings))
+    except ValueError as error:
+        logger.error("isotherm: heat is not recorded: %s", error)
+    if settings.port is not None:
+        try:
+            keepers.append(_metrics(settings.port))
+        except (OSError, IsothermError) as error:
+            logger.error("isotherm: metrics are not served at port %d: %s", settings.port, error)
+    return keepers
+
+
+def _recorder(worker: Any, shape: MoEShape, topology: Topology, settings: VllmSettings) -> HeatRecorder:
     from vllm import __version__
 
     from isotherm.traces import record_to
 
-    assert settings.observed is not None
-    model = str(worker.vllm_config.model_config.model)
-    recorder = record_to(
-        settings.observed, shape, topology, model=model, engine=f"vllm {__version__}", append=True
-    )
-    keeps: list[Callable[[Any], None]] = [recorder]
-    if settings.port is not None:
-        from isotherm.engines.vllm.meters import serve_window_metrics
-
-        keeps.append(serve_window_metrics(settings.port))
-
-    def keep(window: Any) -> None:
-        for each in keeps:
-            each(window)
-
-    on_window(keep)
+    path, steps = settings.observed, settings.window_steps
+    assert path is not None
+    model, engine = str(worker.vllm_config.model_config.model), f"vllm {__version__}"
+    recorder = record_to(path, shape, topology, model=model, engine=engine, append=True)
     logger.info(
-        "isotherm: heat of %d MoE layers goes to %s, a window every %d steps",
-        shape.layers,
-        settings.observed,
-        settings.window_steps,
+        "isotherm: heat of %d MoE layers goes to %s, a window every %d steps", shape.layers, path, steps
     )
+    return recorder
+
+
+def _metrics(port: int) -> Callable[[HeatWindow], None]:
+    from isotherm.engines.vllm.meters import serve_window_metrics
+
+    return serve_window_metrics(port)
