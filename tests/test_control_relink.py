@@ -5,13 +5,12 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from datetime import timedelta
 
 import numpy as np
 import pytest
-from torch.distributed import HashStore, PrefixStore, ProcessGroupGloo
+from torch.distributed import HashStore
 
-from isotherm.control import GroupLink, Heartbeat, StoreRelink
+from isotherm.control import Heartbeat, StoreRelink
 from isotherm.errors import LinkError
 from ranks import LOOPBACK
 
@@ -40,15 +39,6 @@ def on_ranks(function, ranks=range(RANKS)):
         thread.join(60)
         assert not thread.is_alive()
     return [results[rank] for rank in ranks]
-
-
-def make_links(store, name, seconds=60.0):
-    """A group of real sockets, and those sockets."""
-    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
-    timeout = timedelta(seconds=seconds)
-    links = on_ranks(lambda rank: GroupLink(ProcessGroupGloo(PrefixStore(name, store), rank, RANKS, timeout)))
-    made = set(os.listdir("/proc/self/fd")) - before if before else ()
-    return links, [end for number in made for end in connected(int(number))]
 
 
 def connected(number):
@@ -125,16 +115,34 @@ class Sums:
         self.rejoined += 1
 
 
-def serve(store, links):
-    """Hearts that beat over ``links``, with their participants and what they lost."""
-    sums, lost = [Sums() for _ in links], [[] for _ in links]
+class Nobody:
+    """What a heartbeat is built with: where there is something that makes links, it makes the first too."""
+
+    def __init__(self, rank):
+        self.rank, self.size = rank, RANKS
+
+
+def serve():
+    """Hearts that beat over gloo, with their participants, what they lost, and their sockets."""
+    makers, sums, lost = relinks(HashStore()), [Sums() for _ in range(RANKS)], [[] for _ in range(RANKS)]
     hearts = [
-        Heartbeat(link, [each], interval_seconds=0.001, on_lost=box.append)
-        for link, each, box in zip(links, sums, lost, strict=True)
+        Heartbeat(
+            Nobody(rank),
+            [sums[rank]],
+            interval_seconds=0.001,
+            on_lost=lambda error, rank=rank: lost[rank].append(type(error)),
+        )
+        for rank in range(RANKS)
     ]
-    for heart, maker in zip(hearts, relinks(store), strict=True):
-        heart.start(maker)
-    return hearts, sums, lost
+    before = descriptors()
+    on_ranks(lambda rank: hearts[rank].start(makers[rank]))
+    return hearts, sums, lost, [end for number in descriptors() - before for end in connected(number)]
+
+
+def descriptors():
+    """Those that are open, where the system lists them."""
+    folder = "/proc/self/fd"
+    return {int(number) for number in os.listdir(folder)} if os.path.isdir(folder) else set()
 
 
 def wait_for(condition):
@@ -153,44 +161,38 @@ def close(hearts, sums):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system does not list open sockets")
 def test_rounds_go_on_over_another_link_after_every_socket_was_cut():
-    store = HashStore()
-    links, sockets = make_links(store, "first")
-    hearts, sums, lost = serve(store, links)
+    hearts, sums, lost, sockets = serve()
     wait_for(lambda: min(each.total for each in sums) > 10 * RANKS)
     assert len(sockets) >= RANKS * (RANKS - 1)
     cut(sockets)
     wait_for(lambda: all(each.rejoined for each in sums))
     rounds = [heart.rounds for heart in hearts]
+    assert min(rounds) > 10  # they go on, and do not begin anew
     wait_for(lambda: all(heart.rounds > before + 10 for heart, before in zip(hearts, rounds, strict=True)))
     close(hearts, sums)
-    assert [len(box) for box in lost] == [1] * RANKS
-    assert all(isinstance(box[0], LinkError) for box in lost)
+    assert lost == [[LinkError]] * RANKS
 
 
 def test_an_error_on_one_rank_alone_brings_all_to_another_link(caplog):
-    """The others wait in a call for one that does not come, until the group's time-out."""
-    store = HashStore()
-    links, sockets = make_links(store, "first", seconds=1.0)
+    """The others, who wait in a call for one that does not come, hear of it from their sockets."""
+    hearts, sums, lost, sockets = serve()
     for end in sockets:
-        end.close()
-    hearts, sums, lost = serve(store, links)
+        end.close()  # only looked at
     wait_for(lambda: sums[1].total > 10 * RANKS)
     sums[1].fails = sums[1].total + RANKS
     wait_for(lambda: all(each.rejoined for each in sums))
     totals = [each.total for each in sums]
     wait_for(lambda: all(each.total > before for each, before in zip(sums, totals, strict=True)))
     close(hearts, sums)
-    assert [len(box) for box in lost] == [1] * RANKS
+    assert lost == [[LinkError]] * RANKS
     assert caplog.text.count("lost its link to the others") == RANKS
     assert caplog.text.count("has a link to the others again") == RANKS
 
 
 def test_a_rank_that_closes_while_the_others_wait_for_it_lets_them_close_too():
-    store = HashStore()
-    links, sockets = make_links(store, "first", seconds=1.0)
+    hearts, sums, lost, sockets = serve()
     for end in sockets:
         end.close()
-    hearts, sums, lost = serve(store, links)
     wait_for(lambda: sums[0].total > 0)
     hearts[2]._closing = True  # it goes with its link
     sums[0].fails = sums[0].total + RANKS

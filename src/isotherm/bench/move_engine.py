@@ -44,10 +44,14 @@ class WeighedLink(GroupLink):
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(group)
-        self.weight_bytes = 0
+        self._weighed = [0]  # shared with the links made in its place
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._weighed[0]
 
     def exchange(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
-        self.weight_bytes += sum(transfer.buffer.nbytes for transfer in sends)
+        self._weighed[0] += sum(transfer.buffer.nbytes for transfer in sends)
         super().exchange(sends, receives)
 
 

@@ -48,7 +48,15 @@ class ErraticLink(GroupLink):
     def __init__(self, group: dist.ProcessGroup, seed: int) -> None:
         super().__init__(group)
         self._rng = np.random.default_rng([seed, self.rank])
-        self.longest_seconds = 0.0
+        self._longest = [0.0]  # shared with the links made in its place
+
+    @property
+    def longest_seconds(self) -> float:
+        return self._longest[0]
+
+    @longest_seconds.setter
+    def longest_seconds(self, seconds: float) -> None:
+        self._longest[0] = seconds
 
     def all_gather(self, words_W: WordArray, out: WordArray | None = None) -> WordArray:
         self._delay()

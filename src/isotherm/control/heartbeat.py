@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from isotherm.arrays import Int64Array
-from isotherm.control.link import Link
+from isotherm.control.link import Link, LostLink
 from isotherm.control.relink import Relink
 from isotherm.control.spans import Span, no_span
 from isotherm.control.steps import StepWatch
@@ -139,6 +139,7 @@ class Heartbeat:
         on_lost: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._link = link
+        self._rank = link.rank
         self._relink: Relink | None = None
         self._generation = 0
         self._seats: list[_Seat] = []
@@ -199,9 +200,18 @@ class Heartbeat:
         return False
 
     def start(self, relink: Relink | None = None) -> None:
-        """Starts the thread. Call once, on every rank. ``relink`` makes a link in the place of one that
-        broke; None: nothing does."""
+        """Starts the thread. Call once, on every rank; with ``relink`` it waits until all have. That makes the
+        link of every generation, the first one too, so that a rank that loses one can let go of it: nothing
+        else tells those that still wait in it. None: a link that broke is not replaced.
+
+        Raises:
+            LinkError: the first link could not be made.
+        """
         self._relink = relink
+        if relink is not None:
+            link = relink(self._generation, lambda: True)
+            assert link is not None, "it was to wait"
+            self._link = link
         self._thread = threading.Thread(target=self._run, name="isotherm-heartbeat", daemon=True)
         _running.add(self)
         # Anew, so that it runs before the streams are ended, which rounds hand work to.
@@ -268,6 +278,7 @@ class Heartbeat:
         except LinkError as error:
             if self._relink is None or self._closing:
                 raise
+            _drop_frames(error)
             logger.warning(
                 "isotherm: rank %d lost its link to the others, and makes another with them: %s",
                 self._link.rank,
@@ -282,6 +293,7 @@ class Heartbeat:
         assert self._relink is not None, "there is a way to make one"
         pause = self._pauses[0]
         while True:
+            self._link = LostLink(self._rank, self._link.size)  # the one before is closed
             self._generation += 1
             try:
                 link = self._relink(self._generation, lambda: not self._closing)
@@ -368,6 +380,14 @@ class Heartbeat:
                 f"rank {rank} is in round {rounds_G[rank]}, rank {self._link.rank} in {self.rounds}: "
                 "the group is used by somebody else too; give the balancer a group of its own"
             )
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Whoever keeps the error, a log say, would keep the link open through its frames."""
+    if error is not None:
+        error.__traceback__ = None
+        _drop_frames(error.__cause__)
+        _drop_frames(error.__context__)
 
 
 _running: weakref.WeakSet[Heartbeat] = weakref.WeakSet()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,29 @@ class Link(Protocol):
         """Makes this rank's transfers; returns when all have arrived."""
 
 
+class LostLink:
+    """What is left of a link: every call raises `LinkError`."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size, self.sent_bytes = rank, size, 0
+
+    def all_gather(self, words_W: WordArray, out: WordArray | None = None) -> WordArray:
+        raise self._error
+
+    def all_reduce(self, array: Int32Array | Int64Array) -> None:
+        raise self._error
+
+    def broadcast(self, data: bytes | None, size: int, source: int) -> bytes:
+        raise self._error
+
+    def exchange(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
+        raise self._error
+
+    @property
+    def _error(self) -> LinkError:
+        return LinkError(f"rank {self.rank} has no link to the others")
+
+
 class GroupLink:
     """A link over a process group of torch whose tensors live on the CPU (gloo).
 
@@ -68,6 +92,12 @@ class GroupLink:
         self.rank = group.rank()
         self.size = group.size()
         self.sent_bytes = 0
+
+    def over(self, group: ProcessGroupGloo) -> GroupLink:
+        """As this one is, over another group of the same ranks."""
+        other = copy.copy(self)
+        other._group = cast(dist.ProcessGroup, group)
+        return other
 
     def all_gather(self, words_W: WordArray, out: WordArray | None = None) -> WordArray:
         if out is None:

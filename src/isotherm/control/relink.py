@@ -44,11 +44,19 @@ class StoreRelink:
     """
 
     def __init__(
-        self, store: Store, name: str, *, rank: int, size: int, timeout_seconds: float = 300.0
+        self,
+        store: Store,
+        name: str,
+        *,
+        rank: int,
+        size: int,
+        make: Callable[[ProcessGroupGloo], Link] = GroupLink,
+        timeout_seconds: float = 300.0,
     ) -> None:
         self._store: Store = store.clone()  # type: ignore[attr-defined]
         self._name = name
         self._rank, self._size = rank, size
+        self._make = make
         self._timeout = timedelta(seconds=timeout_seconds)
 
     def __call__(self, generation: int, goes_on: Callable[[], bool]) -> Link | None:
@@ -65,7 +73,7 @@ class StoreRelink:
             raise LinkError(
                 f"rank {self._rank} could not make the link of generation {generation}: {error}"
             ) from error
-        return GroupLink(group)
+        return self._make(group)
 
 
 def _has(store: Store, key: str) -> bool:

@@ -14,8 +14,8 @@ _NAME_BYTES = len(uuid4().hex)
 
 
 def relink_of(link: Link, store: Store | None) -> Relink | None:
-    """What makes a link in the place of ``link`` when that broke, by way of ``store``, or of the store that
-    torch.distributed was started with; None where there is neither, or the link is none of torch's.
+    """What makes a link in the place of ``link``, and another when that broke: by way of ``store``, or of the
+    one that torch.distributed was started with; None where there is neither, or the link is none of torch's.
 
     A collective: rank 0 draws a name, so that no other balancer, of these ranks or in this store, is met.
     """
@@ -25,4 +25,4 @@ def relink_of(link: Link, store: Store | None) -> Relink | None:
         return None
     drawn = uuid4().hex.encode() if link.rank == 0 else None
     name = link.broadcast(drawn, _NAME_BYTES, source=0).decode()
-    return StoreRelink(store, name, rank=link.rank, size=link.size)
+    return StoreRelink(store, name, rank=link.rank, size=link.size, make=link.over)

@@ -61,6 +61,7 @@ class HeatGather:
         self._deliver = deliver
         self._span = span
         self._base_tokens_K = (0,) * len(KINDS)
+        self._base_step = 0
         self._window_start = 0
         self.gathered_step = 0
         self._pending: list[_Slice] = []
@@ -93,9 +94,9 @@ class HeatGather:
         return bool(common)
 
     def rejoin(self, link: Link) -> None:
-        """A window begins at the newest step that any rank has gathered. What came since the last window is
-        left out on every rank: some know its sums, and others do not."""
-        words_W = np.array([self.gathered_step, self._window_start], np.int64)
+        """A window begins at the newest step whose snapshot any rank has begun to gather. What came since the
+        last window is left out on every rank: some know its sums, and others do not."""
+        words_W = np.array([self._base_step, self._window_start], np.int64)
         words_GW = link.all_gather(words_W)
         step, steps = int(words_GW[:, 0].max()), int(words_GW[:, 0].max() - words_GW[:, 1].min())
         for snapshot in self._ring.landed():
@@ -109,12 +110,13 @@ class HeatGather:
         self._exchange.loads(_INT32_MAX + 1, link)
         self._exchange.on_request(steps, link)
         self._pending.clear()
-        self._window_start = self.gathered_step = step
+        self._window_start = self.gathered_step = self._base_step = step
 
     def _gather(self, snapshot: Snapshot, largest: int, link: Link) -> None:
         """``largest`` bounds every count once it is summed over the ranks."""
         with self._span(f"gather to step {snapshot.step}", "heartbeat"):
             self._read(snapshot, self._exchange.take)
+            self._base_step = snapshot.step
             tokens_K = np.subtract(snapshot.tokens_K, self._base_tokens_K)
             heat_KLE, tokens_K = self._exchange.heat(tokens_K, largest, link)
             self._pending.append(_Slice(heat_KLE, tokens_K, snapshot.step))
