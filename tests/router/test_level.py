@@ -146,6 +146,14 @@ def test_a_rank_that_the_others_fill_receives_nothing_that_another_can_take():
         assert int((Counted(tables).route(ids) == 0).sum()) == wanted
 
 
+def test_what_a_full_rank_does_not_take_the_others_share_evenly():
+    content = np.array([[0, 1, 0, 2, 0, 3]] * 2, np.int32)
+    shares = np.array([[0.1, 1, 0.2, 1, 0.7, 1]] * 2)
+    tables = RoutingTables.build(content, shares, 4, np.array([[0.0, 0.0, 1.5]] * 2))
+    chosen = Counted(tables).route(torch.zeros((8, 1), dtype=torch.int64))
+    assert np.bincount(chosen.numpy().ravel(), minlength=6).tolist() == [4, 0, 4, 0, 0, 0]
+
+
 def test_of_two_replicas_on_one_rank_the_rank_is_what_counts():
     content = np.array([[0, 0, 0, 1]] * 2, np.int32)
     shares = np.array([[0.4, 0.4, 0.2, 1]] * 2)
