@@ -25,6 +25,8 @@ class HeatWindow:
         tokens_K: int64, tokens per kind, each counted once.
         layer_ids: the model's own numbers of the layers.
         active_steps_LE: int64, steps in which an expert had a token anywhere; None where nobody counted them.
+            A collector knows them where one rank had all of an expert's tokens, and takes ranks to be
+            independent where several had.
         source_heat_NLE: int64, heat by the node that owns the tokens; None where nobody told them apart.
 
     Raises:
