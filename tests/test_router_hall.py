@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from buffers import held_buffers
 from isotherm import Balancer, Config, MoEShape, Topology
 from isotherm.control import GroupLink
 from isotherm.hall.explain import step_imbalance
@@ -58,12 +59,12 @@ def serve(link, split, mode, steps, dispatch="sender"):
     return pairs, windows, said, balancer.placement.slot_to_expert
 
 
-def on_ranks(ranks, *arguments):
-    """`serve` on threads of this process, which are the ranks."""
+def on_ranks(ranks, *arguments, run=serve):
+    """``run`` on threads of this process, which are the ranks."""
     found = [None] * ranks
 
     def work(link):
-        found[link.rank] = serve(link, *arguments)
+        found[link.rank] = run(link, *arguments)
 
     threads = [threading.Thread(target=work, args=(link,)) for link in memory_links(ranks)]
     for thread in threads:
@@ -154,6 +155,25 @@ def test_near_replicas_and_replicated_dispatch_do_not_go_together():
         TableRule(SHAPE, topology_of(4), "near", "replicated", 0)
     with pytest.raises(ValueError, match="split='far' is unknown: choose one of shares, near, batch"):
         Config(split="far")
+
+
+def hold(link, split):
+    """Bytes that a balancer holds, and what was told of them."""
+    topology = Topology(ranks=2, slots_per_rank=10, nodes=2)
+    config = Config(split=split)
+    balancer = Balancer(SHAPE, topology, group=link, weights=None, config=config, inline=True)
+    loop, rooms = balancer._loop, [balancer._collector, balancer._router, balancer._heartbeat]
+    others = [balancer, loop, loop.mover, loop.announcer, loop.mover.ledger, link]
+    found = held_buffers(rooms, leave_out=others)
+    balancer.close()
+    return found, Balancer.memory(SHAPE, topology, split=split)
+
+
+@pytest.mark.parametrize("split", ["shares", "near", "batch"])
+def test_memory_is_told_to_the_byte(split):
+    for (tensors, arrays), told in on_ranks(2, split, run=hold):
+        assert tensors == told.device_bytes + told.pinned_bytes
+        assert arrays == told.host_bytes
 
 
 def window_of(heat_LE, source_NLE=None):
