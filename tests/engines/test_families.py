@@ -82,8 +82,13 @@ def generate(model, ids):
     return model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
 
 
-def embedded(model, ids):
-    return model(inputs_embeds=model.get_input_embeddings()(ids)).logits
+def embedded(model, stock, ids):
+    """How far logits are from stock's where embeddings are given, with padding on the left."""
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    wanted = stock(ids, attention_mask=mask).logits
+    ours = model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask).logits
+    return float((wanted - ours)[mask.bool()].abs().max())
 
 
 def same_tensors(state, wanted):
@@ -141,7 +146,7 @@ def one_family(family, rank, folder):
     engine.load_state_dict(other.state_dict())
     seen["reloaded"] = float((other(ids).logits - model(ids).logits).abs().max())
     seen["replicas"] = engine.balancer.check_replicas()
-    seen["embedded"] = float((other(ids).logits - embedded(model, ids)).abs().max())
+    seen["embedded"] = embedded(model, other, ids)
     lengths = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 3 + 2 * rank}
     seen["synced"] = torch.equal(
         model.generate(ids, **lengths, synced_gpus=True), other.generate(ids, **lengths)

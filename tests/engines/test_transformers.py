@@ -1,6 +1,7 @@
 """Transformers models made expert-parallel, in real processes over gloo, against the stock model."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch.distributed as dist
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from isotherm import Config, Placement, Topology
-from isotherm.engines.dispatch import TILE_ROWS, _compute
+from isotherm.engines.dispatch import TILE_ROWS, _compute, dispatch_tokens
 from isotherm.engines.transformers import moe_shape, parallelize
+from isotherm.engines.transformers.experts import find_experts
 from ranks import run_ranks
 
 CONFIG = Qwen3MoeConfig(
@@ -47,37 +49,88 @@ def make_ids(rank, step):
     return torch.randint(first, first + 6, (2, 17 + rank), generator=generator)
 
 
+class Chosen:
+    """Counts the experts that the rows of each call choose, but for those that ``mask`` marks 0."""
+
+    def __init__(self, model):
+        self.counts_KLE = torch.zeros((2, 2, 8), dtype=torch.int64)
+        self.mask = None
+        for layer, module in enumerate(find_experts(model).values()):
+            module.register_forward_pre_hook(partial(self.note, layer))
+
+    def note(self, layer, module, args):
+        ids_TK = args[1]
+        kind = int(len(ids_TK) == 2)  # a decode step has one token of each of the two sequences
+        real_TK = ids_TK if self.mask is None else ids_TK[self.mask.reshape(-1).bool()]
+        self.counts_KLE[kind, layer] += torch.bincount(real_TK.reshape(-1), minlength=8)
+
+
 def against_stock(rank):
     stock, model = make_model(), make_model()
     engine = parallelize(model, dist.group.WORLD, topology=TOPOLOGY, config=Config(window_steps=4))
+    chosen = Chosen(model)
     ids = make_ids(rank, 0)
     with torch.inference_mode():
         wanted, ours = stock(ids).logits, model(ids).logits
         error = float((wanted - ours).abs().max())
         sample = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
         same = torch.equal(stock.generate(ids, **sample), model.generate(ids, **sample))
+        engine.meter.reset()
         mask = torch.ones_like(ids)
         mask[0, :5] = 0
+        chosen.mask = mask
         wanted = stock(ids, attention_mask=mask).logits
         ours = model(ids, attention_mask=mask).logits
         padded = float((wanted - ours)[mask.bool()].abs().max())
+    chosen.mask = torch.zeros(1)
     engine.dummy_step()
-    steps = engine.balancer.statistics().steps
-    heat = engine.balancer._collector.totals.heat_MKLE[0].sum(dim=2).tolist()
-    tokens = engine.balancer._collector._tokens_K
+    result = {
+        "error": error,
+        "same": same,
+        "padded": padded,
+        "steps": engine.balancer.statistics().steps,
+        "heat": engine.balancer._collector.totals.heat_MKLE[0].equal(chosen.counts_KLE.int()),
+        "tokens": engine.balancer._collector._tokens_K,
+        "received": engine.meter.received_L,
+    }
     engine.close()
-    return error, same, padded, steps, heat, tokens, ids.numel()
+    return result
 
 
 def test_logits_generation_padding_and_counts_against_stock(ranks):
-    for (error, same, padded, steps, heat, tokens, size), _ in ranks:
-        assert error < 1e-5
-        assert padded < 1e-5
-        assert same
-        assert steps == 1 + 6 + 1 + 1
-        prefill, decode = size + size + (size - 5), 5 * 2
-        assert tokens == [prefill, decode]
-        assert heat == [[3 * prefill] * 2, [3 * decode] * 2]
+    results = [result for result, _, _ in ranks]
+    sizes = [2 * 17, 2 * 18]
+    for seen, size in zip(results, sizes, strict=True):
+        assert seen["error"] < 1e-5
+        assert seen["padded"] < 1e-5
+        assert seen["same"]
+        assert seen["steps"] == 1 + 6 + 1 + 1
+        assert seen["tokens"] == [size + size + (size - 5), 5 * 2]
+        assert seen["heat"], "what real tokens chose, and nothing else"
+    # Real tokens choose three experts each, and the one token of each dummy step is computed, not counted.
+    received_L = [sum(pairs) for pairs in zip(*(seen["received"] for seen in results), strict=True)]
+    assert received_L == [3 * (sum(sizes) - 2 * 5 + 2)] * 2
+
+
+def sums_of_bfloat16_rows(rank):
+    """What a layer adds up where rows are bfloat16 and weights float32, and what it should: experts here give
+    back what they get."""
+    generator = torch.Generator().manual_seed(rank)
+    hidden_TH = torch.randn(20, 8, generator=generator).bfloat16()
+    weights_TK = torch.rand(20, 3, generator=generator)
+    slots_TK = torch.randint(0, 10, (20, 3), generator=generator)
+    done = dispatch_tokens(
+        hidden_TH, slots_TK, weights_TK, lambda tiles, slot: tiles,
+        ranks=2, slots_per_rank=5, group=dist.group.WORLD,
+    )  # fmt: skip
+    wanted_TH = sum(hidden_TH.float() * weights_TK[:, choice, None] for choice in range(3))
+    return done.output, wanted_TH.bfloat16()
+
+
+def test_results_are_added_in_the_wider_dtype(ranks):
+    for _, _, (output, wanted) in ranks:
+        assert output.dtype == torch.bfloat16
+        assert output.equal(wanted)
 
 
 # The hot experts stand alone on rank 0, so that no share can balance the ranks.
@@ -104,18 +157,18 @@ def on_and_off(rank):
     return all(map(torch.equal, on, off)), statistics
 
 
-def both(rank):
-    return against_stock(rank), on_and_off(rank)
+def all_of_these(rank):
+    return against_stock(rank), on_and_off(rank), sums_of_bfloat16_rows(rank)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """One start of two processes for both: it costs more than they do."""
-    return run_ranks(both, 2, tmp_path_factory.mktemp("ranks"))
+    """One start of two processes for all: it costs more than they do."""
+    return run_ranks(all_of_these, 2, tmp_path_factory.mktemp("ranks"))
 
 
 def test_every_logit_is_equal_bit_for_bit_with_balancing_on_and_off(ranks):
-    for _, (equal, statistics) in ranks:
+    for _, (equal, statistics), _ in ranks:
         assert equal
         assert statistics.moves > 0
         assert statistics.waits == 0
