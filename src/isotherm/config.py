@@ -28,7 +28,7 @@ class Config:
     those on its node, as far as all ranks together send what is planned · batch: each large batch is levelled
     by its own counts, on the CPU. docs/routing.md has what each costs and reaches."""
     policy: str = "incremental"
-    """The planner's policy; `isotherm.planner.policies()` lists them."""
+    """The planner's policy; `isotherm doctor` lists them."""
     window_steps: int = 256
     """Steps in a window of heat."""
     slices: int = 2
@@ -42,7 +42,7 @@ class Config:
     confidence: float = 3.0
     """A change is made when its gain on heat that it was not planned on exceeds this many standard errors."""
     forecast: str = "changepoint"
-    """How past windows become what is planned for: `isotherm.planner.outlook.forecast.forecasts()`."""
+    """How past windows become what is planned for; `isotherm doctor` lists the forecasts."""
     forecast_windows: int = 8
     """Windows remembered for it."""
     prefill_weight: float = 1.0

@@ -14,14 +14,14 @@ from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import Config
 from isotherm.placement import Placement, Plan
 from isotherm.planner import PlanRequest, imbalance_bound, make_plan
+from isotherm.planner.outlook.kind_loads import kind_weights, loads_of
 from isotherm.planner.outlook.outlook import look_ahead
 from isotherm.planner.outlook.past import Past, Promise
 from isotherm.planner.outlook.price import StepTime, moving_ms
 from isotherm.planner.outlook.several import plan_for_worst
 from isotherm.planner.outlook.trial import Trial
-from isotherm.planner.served.objective import NearLoad, Objective, ReadLoad, TokenLoad
 from isotherm.topology import Topology
-from isotherm.window import KINDS, HeatWindow, layer_imbalance
+from isotherm.window import HeatWindow, layer_imbalance
 
 Action = Literal["nothing", "shares", "moves"]
 
@@ -107,10 +107,10 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
         PlanRefusedError: policy or forecast returned what breaks an invariant.
         ValueError: the name of the policy or the forecast is unknown.
     """
-    weight_K = _kind_weights(state.config, len(window.tokens_K))
+    weight_K = kind_weights(state.config, len(window.tokens_K))
     heat_LE = np.tensordot(weight_K, window.heat_KSLE.sum(axis=1), axes=1)
     past = state.past.with_window(window, state.config.forecast_windows)
-    objective, by_kind = _objectives(state, past, window, weight_K)
+    objective, by_kind = loads_of(state.topology, state.config, past.glimpses, window, weight_K)
     trial = Trial(state.topology, state.placement, state.shares, objective, by_kind, ())
     now = trial.imbalance(heat_LE, state.placement, state.shares)
     quiet = Decision("nothing", None, "", clock, now, now, promised=past.promised)
@@ -144,34 +144,6 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     return replace(state, past=past), decision
 
 
-def _objectives(
-    state: State, past: Past, window: HeatWindow, weight_K: FloatArray
-) -> tuple[Objective, tuple[Objective, ...]]:
-    """What a load is, of all kinds together and of each alone: tokens, near ones where dispatch prefers them
-    and windows tell where they are; and, where it was counted when experts were active, the reads that decode
-    makes."""
-    tokens = TokenLoad(state.topology)
-    if state.config.split == "near" and window.source_heat_NLE is not None:
-        tokens = NearLoad.of(state.topology, window.source_heat_NLE, state.config.locality_slack)
-    seen = [(g.heat_KLE, g.active_LE) for g in past.glimpses if g.active_LE is not None]
-    if state.config.objective == "tokens" or not seen:
-        return tokens, (tokens,) * len(weight_K)
-    heat_KLE, active_LE = (np.asarray(sum(each)) for each in zip(*seen, strict=True))
-    # Kinds that are not those of `window.KINDS` are taken for decode.
-    reads = [kind for kind in range(len(weight_K)) if len(weight_K) != len(KINDS) or KINDS[kind] == "decode"]
-    load = ReadLoad.of(
-        state.topology, heat_KLE, active_LE, reads, weight_K, tokens_per_read=state.config.tokens_per_read
-    )
-    return load, tuple(load.alone() if kind in reads else tokens for kind in range(len(weight_K)))
-
-
-def _kind_weights(config: Config, kinds: int) -> FloatArray:
-    """What a token of each kind weighs; 1 where the kinds are not those of `window.KINDS`."""
-    if kinds != len(KINDS):
-        return np.ones(kinds)
-    return np.array([config.prefill_weight, config.decode_weight])
-
-
 def _decide(state: State, window: HeatWindow, trial: Trial, moves: _Moves, quiet: Decision) -> Decision:
     """Moves where they pay, else new shares where they do, else nothing."""
     known = replace(quiet, predicted=trial.as_is, by_shares=trial.by_shares, by_moves=moves.by_moves)
@@ -193,7 +165,7 @@ def _decide(state: State, window: HeatWindow, trial: Trial, moves: _Moves, quiet
 def _with_moves(state: State, window: HeatWindow, trial: Trial, moves: _Moves, known: Decision) -> Decision:
     assert moves.plan is not None
     plan, count = moves.plan, len(moves.plan.moves)
-    shares_LP = trial.objective.shares(trial.cases[0].heat_LE, plan.placement)
+    shares_LP = trial.best_shares(trial.cases[0], plan.placement)
     predicted = trial.imbalance(trial.cases[0].heat_LE, plan.placement, shares_LP)
     reason = f"{count} moves and new shares: imbalance {known.imbalance:.3f} to {predicted:.3f}"
     return replace(

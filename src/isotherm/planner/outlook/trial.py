@@ -32,6 +32,10 @@ class Trial:
     by_kind: tuple[Objective, ...]
     cases: tuple[Case, ...]
 
+    @cached_property
+    def _found(self) -> dict[tuple[str, Placement], FloatArray]:
+        return {}
+
     def objective_of(self, case: Case) -> Objective:
         return self.objective if case.kind is None else self.by_kind[case.kind]
 
@@ -62,8 +66,16 @@ class Trial:
         mean = float(objective.weights(heat_LE).sum()) / self.topology.ranks
         return peak / mean if mean > 0 else 1.0
 
+    def best_shares(self, case: Case, placement: Placement) -> FloatArray:
+        """The shares that serve all of a case's heat best, float64 [layers, slots]; found once."""
+        key = (case.name, placement)
+        if key not in self._found:
+            self._found[key] = self.objective_of(case).shares(case.heat_LE, placement)
+        return self._found[key]
+
     def case_imbalance(self, case: Case, placement: Placement, shares_LP: FloatArray | None = None) -> float:
-        """The imbalance of a case, by the load of its kind."""
+        """The imbalance of a case, by the load of its kind; with its best shares where none are given."""
+        shares_LP = self.best_shares(case, placement) if shares_LP is None else shares_LP
         return self.imbalance(case.heat_LE, placement, shares_LP, self.objective_of(case))
 
     @cached_property
@@ -80,12 +92,12 @@ class Trial:
     @cached_property
     def new_shares(self) -> FloatArray:
         """The best shares for the forecast while weights stay, float64 [layers, slots]."""
-        return self.objective.shares(self.cases[0].heat_LE, self.placement)
+        return self.best_shares(self.cases[0], self.placement)
 
     @cached_property
     def reshared(self) -> float:
         """The imbalance of the forecast with them."""
-        return self.imbalance(self.cases[0].heat_LE, self.placement, self.new_shares)
+        return self.case_imbalance(self.cases[0], self.placement)
 
     @cached_property
     def by_shares(self) -> float:
@@ -129,7 +141,7 @@ class Trial:
         worst = max(self.cases, key=lambda case: self.case_imbalance(case, self.placement))
         objective = self.objective_of(worst)
         before, after = (
-            self.loads(worst.heat_LE, each, objective=objective).max(axis=1)
+            self.loads(worst.heat_LE, each, self.best_shares(worst, each), objective).max(axis=1)
             for each in (self.placement, placement)
         )
         mean = float(objective.weights(worst.heat_LE).sum()) / self.topology.ranks
