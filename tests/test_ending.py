@@ -1,16 +1,19 @@
 """How balancers end: twice in a process, not at all, after a fork."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from isotherm import Balancer, Config, MoEShape, Topology
-from ranks import run_ranks
+from ranks import LOOPBACK, PRELOADED, START, run_ranks
 
 TESTS = Path(__file__).parent
 
@@ -33,11 +36,54 @@ def end(rank):
     """Two balancers, one after the other; the second and third are never closed."""
     serve("closed")
     end.kept = serve("left"), serve("left")
-    return [balancer.statistics().failures.total for balancer in end.kept]
+    failures = [balancer.statistics().failures.total for balancer in end.kept]
+    dist.barrier()  # who ends first leaves the other without a link
+    return failures
 
 
 def test_a_balancer_that_is_never_closed_ends_with_the_process(tmp_path):
     assert run_ranks(end, 2, tmp_path) == [[0, 0]] * 2  # and exit codes 0
+
+
+def leave(rank, folder):
+    """Serves for a while. Then nothing is closed, no group destroyed, and rank 1 is stopped."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    leave.kept = serve("left")
+    dist.barrier()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    rounds = -1
+    while leave.kept.statistics().rounds > rounds:  # until the heartbeat waits for the other
+        rounds = leave.kept.statistics().rounds
+        time.sleep(0.2)
+
+
+LEAVE = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_ending
+
+test_ending.leave(0, {folder!r})
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="the system has no SIGSTOP")
+def test_a_program_that_closes_nothing_ends_well_and_says_nothing(tmp_path):
+    """Its heartbeat is inside of a call that never returns: rank 1, a daemon, is stopped."""
+    context = multiprocessing.get_context(START)
+    context.set_forkserver_preload(PRELOADED)
+    stopped = context.Process(target=leave, args=(1, str(tmp_path)), daemon=True)
+    stopped.start()
+    program = LEAVE.format(tests=str(TESTS), folder=str(tmp_path))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False
+        )
+    finally:
+        stopped.kill()
+        stopped.join()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 FORK = """

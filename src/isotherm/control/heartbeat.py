@@ -200,9 +200,9 @@ class Heartbeat:
         return False
 
     def start(self, relink: Relink | None = None) -> None:
-        """Starts the thread. Call once, on every rank; with ``relink`` it waits until all have. That makes the
-        link of every generation, the first one too, so that a rank that loses one can let go of it: nothing
-        else tells those that still wait in it. None: a link that broke is not replaced.
+        """Starts the thread. Call once, on every rank; with ``relink`` it waits until all have. That makes
+        the link of every generation, the first one too, so that a rank that loses one can let go of it:
+        nothing else tells those that still wait in it. None: a link that broke is not replaced.
 
         Raises:
             LinkError: the first link could not be made.
