@@ -59,6 +59,7 @@ FAMILIES = {
 }
 TOPOLOGY = Topology.for_model(experts=8, redundant=2, ranks=2)
 NEW_TOKENS = 4
+PADDING = 3
 TOLERANCE = 2e-5
 """Logits have a spread of about 1; sums are made in another order than the stock model's."""
 
@@ -85,7 +86,7 @@ def generate(model, ids):
 def embedded(model, stock, ids):
     """How far logits are from stock's where embeddings are given, with padding on the left."""
     mask = torch.ones_like(ids)
-    mask[0, :3] = 0
+    mask[0, :PADDING] = 0
     wanted = stock(ids, attention_mask=mask).logits
     ours = model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask).logits
     return float((wanted - ours)[mask.bool()].abs().max())
@@ -146,7 +147,9 @@ def one_family(family, rank, folder):
     engine.load_state_dict(other.state_dict())
     seen["reloaded"] = float((other(ids).logits - model(ids).logits).abs().max())
     seen["replicas"] = engine.balancer.check_replicas()
+    engine.meter.reset()
     seen["embedded"] = embedded(model, other, ids)
+    seen["received"] = list(engine.meter.received_L)
     lengths = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 3 + 2 * rank}
     seen["synced"] = torch.equal(
         model.generate(ids, **lengths, synced_gpus=True), other.generate(ids, **lengths)
@@ -177,10 +180,14 @@ def check_family(seen):
 def test_families_answer_as_stock_while_weights_move_and_keep_their_weights(tmp_path):
     """One test, since tests that share processes may be run by two workers, which would start them twice."""
     saved = tmp_path / "saved"
-    for rank, families in enumerate(run_ranks(all_families, 2, tmp_path, str(saved), timeout=300.0)):
-        for family, seen in families.items():
-            print(f"rank {rank}, {family}: {seen}")
+    ranks = run_ranks(all_families, 2, tmp_path, str(saved), timeout=300.0)
+    for family in FAMILIES:
+        for seen in (rank[family] for rank in ranks):
+            print(family, seen)
             check_family(seen)
+        # Both ranks' rows but for the padding, two experts each.
+        received_LG = zip(*(rank[family]["received"] for rank in ranks), strict=True)
+        assert {sum(pairs) for pairs in received_LG} == {2 * (2 * 9 + 2 * 10 - 2 * PADDING)}
 
 
 @torch.inference_mode()
