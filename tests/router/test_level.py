@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 
 from isotherm.router import Router, RoutingTables
 from isotherm.router.tables import OTHERS_ONE
+from isotherm.streams.host import HostBackend
 from isotherm.topology import MoEShape, Topology
 
 cases = st.tuples(st.integers(0, 2**31), st.integers(2, 6), st.integers(2, 5), st.sampled_from([8, 40, 300]))
@@ -194,6 +195,14 @@ def test_tables_of_the_other_kind_are_refused():
     levels, splits, *_ = make(np.random.default_rng(7), 12, 4, 5)
     with pytest.raises(ValueError, match=r"0 ranks to level given, this router has .* and 4"):
         levels.router.try_stage(splits.tables)
+
+
+def test_an_accelerator_is_told_that_it_cannot():
+    backend = HostBackend()
+    backend.device = torch.device("meta")
+    levels, *_ = make(np.random.default_rng(8), 12, 4, 5)
+    with pytest.raises(ValueError, match=r"level each batch given for meta.*choose split='shares' or 'near'"):
+        Counted(levels.tables, backend=backend)
 
 
 def test_new_tables_level_by_what_they_say_of_the_others():

@@ -8,7 +8,7 @@ from routed import Counted, random_ids
 from scipy.optimize import linprog
 
 from isotherm.placement import Placement, expert_sums
-from isotherm.router import RoutingTables, near_shares
+from isotherm.router import RoutingTables, near_split
 from isotherm.topology import Topology
 
 shapes = st.tuples(
@@ -54,7 +54,7 @@ def test_all_ranks_together_send_what_was_planned(case):
     topology, placement, shares_LP, source_NLE = random_case(*case)
     near_GLP = np.array(
         [
-            near_shares(placement.slot_to_expert, shares_LP, topology, rank, source_NLE)
+            near_split(placement.slot_to_expert, shares_LP, topology, rank, source_NLE)
             for rank in range(topology.ranks)
         ]
     )
@@ -83,7 +83,7 @@ def test_no_split_with_the_same_sums_has_a_shorter_way(case):
     """Against HiGHS: the transport problem of each expert."""
     topology, placement, shares_LP, source_NLE = random_case(*case)
     near_GLP = [
-        near_shares(placement.slot_to_expert, shares_LP, topology, rank, source_NLE)
+        near_split(placement.slot_to_expert, shares_LP, topology, rank, source_NLE)
         for rank in range(topology.ranks)
     ]
     expert = case[0] % placement.experts
@@ -103,24 +103,24 @@ def test_a_node_without_heat_of_an_expert_splits_it_as_planned():
     topology = Topology(ranks=2, slots_per_rank=2, nodes=2)
     content, shares = np.array([[0, 1, 0, 1]], np.int32), np.array([[0.7, 0.5, 0.3, 0.5]])
     source = np.array([[[5, 1]], [[0, 1]]])
-    assert near_shares(content, shares, topology, 1, source) == pytest.approx(np.array([[0.7, 0, 0.3, 1]]))
-    assert near_shares(content, shares, topology, 0, source) == pytest.approx(np.array([[0.7, 1, 0.3, 0]]))
+    assert near_split(content, shares, topology, 1, source) == pytest.approx(np.array([[0.7, 0, 0.3, 1]]))
+    assert near_split(content, shares, topology, 0, source) == pytest.approx(np.array([[0.7, 1, 0.3, 0]]))
 
 
 def test_a_placement_without_replicas_is_left_as_it_is():
     topology = Topology(ranks=2, slots_per_rank=2)
     content, shares = np.array([[0, 1, 2, 3]], np.int32), np.ones((1, 4))
-    assert (near_shares(content, shares, topology, 0) == shares).all()
+    assert (near_split(content, shares, topology, 0) == shares).all()
 
 
-def test_tables_of_near_shares_send_batches_as_planned_in_the_sum_over_ranks():
+def test_tables_of_near_splits_send_batches_as_planned_in_the_sum_over_ranks():
     """Ranks with equal batches: what each replica receives is within 1 a rank of what was planned."""
     topology, placement, shares_LP, _ = random_case(3, 2, 2, 4, False)
     content, experts = placement.slot_to_expert, placement.experts
     ids = random_ids(np.random.default_rng(0), 2000, experts, 2)
     received_P, near_pairs = np.zeros(topology.slots), [0, 0]
     for rank in range(topology.ranks):
-        for kind, split_LP in enumerate((shares_LP, near_shares(content, shares_LP, topology, rank))):
+        for kind, split_LP in enumerate((shares_LP, near_split(content, shares_LP, topology, rank))):
             counted = Counted(RoutingTables.build(content, split_LP, experts), rank)
             chosen = counted.route(ids)
             assert (content[1][chosen[chosen >= 0].numpy()] == ids[chosen >= 0].numpy()).all()

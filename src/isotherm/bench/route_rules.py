@@ -10,7 +10,7 @@ import torch
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.heat.totals import Totals, TotalsLayout
 from isotherm.placement import Placement, Plan, rank_loads
-from isotherm.router import Router, RoutingTables, near_shares
+from isotherm.router import Router, RoutingTables, near_split
 from isotherm.streams import backend_for
 from isotherm.topology import MoEShape, Topology
 
@@ -65,7 +65,7 @@ def near_first(plan: Plan, topology: Topology, source_NLE: FloatArray | None = N
     """Ours: each rank has its own split, near replicas first, that adds up to the planned shares."""
     content_LP = plan.placement.slot_to_expert
     return _routed(
-        plan, topology, lambda rank: near_shares(content_LP, plan.shares, topology, rank, source_NLE)
+        plan, topology, lambda rank: near_split(content_LP, plan.shares, topology, rank, source_NLE)
     )
 
 

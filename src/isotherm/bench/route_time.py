@@ -15,7 +15,7 @@ from isotherm.bench.traffic import EP32, SHAPE, Traffic
 from isotherm.heat.totals import Totals, TotalsLayout
 from isotherm.placement import Plan, rank_loads
 from isotherm.planner import plan
-from isotherm.router import Router, RoutingTables, near_shares
+from isotherm.router import Router, RoutingTables, near_split
 from isotherm.streams import backend_for
 
 LOOKUP = "torch.take"
@@ -54,7 +54,7 @@ def _calls(traffic: Traffic) -> dict[str, Call]:
     made = plan(traffic.heat_LE, EP32)
     load_LG = rank_loads(traffic.heat_LE, made.placement, made.shares, EP32)
     others_LG = (EP32.ranks - 1) * load_LG / load_LG.sum(axis=1, keepdims=True)
-    near_LP = near_shares(made.placement.slot_to_expert, made.shares, EP32, _RANK)
+    near_LP = near_split(made.placement.slot_to_expert, made.shares, EP32, _RANK)
     table_E = torch.arange(SHAPE.experts)
     return {
         "nothing": lambda layer, ids, tokens: None,

@@ -11,7 +11,7 @@ from isotherm.arrays import FloatArray
 from isotherm.config import Split
 from isotherm.mover import Ledger
 from isotherm.placement import rank_loads
-from isotherm.router import Dispatch, RoutingTables, near_shares
+from isotherm.router import Dispatch, RoutingTables, near_split
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow
 
@@ -42,7 +42,7 @@ class TableRule:
         shares_LP, others_LG = ledger.shares, None
         if self.split == "near":
             source_NLE = None if window is None else window.source_heat_NLE
-            shares_LP = near_shares(ledger.content, shares_LP, self.topology, self.rank, source_NLE)
+            shares_LP = near_split(ledger.content, shares_LP, self.topology, self.rank, source_NLE)
         elif self.split == "batch":
             others_LG = self._others(ledger, window)
         return RoutingTables.build(ledger.content, shares_LP, self.shape.experts, others_LG)

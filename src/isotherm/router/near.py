@@ -9,7 +9,7 @@ from isotherm.router.tables import ONE
 from isotherm.topology import Topology
 
 
-def near_shares(
+def near_split(
     content_LP: Int32Array,
     shares_LP: FloatArray,
     topology: Topology,

@@ -64,8 +64,8 @@ class Router:
         _check_totals(layout, heat_MKLE, received_MLP)
         if layout.ranks and not on_host:
             raise ValueError(
-                f"tables that level each batch given for {backend.device}: only the CPU's kernel does that; "
-                "build them without others_LG"
+                f"tables that level each batch given for {backend.device}, and only the CPU's kernel does "
+                "that: choose split='shares' or 'near', or build them without others_LG"
             )
         self._ranks = layout.ranks
         block = torch.empty(layout.nbytes, dtype=torch.uint8)
