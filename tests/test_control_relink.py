@@ -5,13 +5,18 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from torch.distributed import HashStore
 
-from isotherm.control import Heartbeat, StoreRelink
+from isotherm import Placement, State
+from isotherm.control import Heartbeat, Limits, PlanDesk, Seen, StoreRelink, Watch, next_life
 from isotherm.errors import LinkError
+from isotherm.mover import Ledger
+from isotherm.mover.packed import pack, unpack
+from memory_link import memory_links
 from ranks import LOOPBACK
 
 RANKS = 3
@@ -200,3 +205,81 @@ def test_a_rank_that_closes_while_the_others_wait_for_it_lets_them_close_too():
     for heart in hearts:
         assert heart.close(60)
     assert [each.rejoined for each in sums] == [0] * RANKS
+
+
+class ByHand:
+    """A stream whose work is done when the test says so."""
+
+    def __init__(self):
+        self.work = []
+
+    def submit(self, work):
+        self.work.append(work)
+
+
+def test_an_attempt_from_before_the_break_is_nobodys_afterwards():
+    streams, taken, begun = [], [], []
+
+    def make_stream():
+        streams.append(ByHand())
+        return streams[-1]
+
+    desk = PlanDesk(
+        make_stream,
+        taken.append,
+        announce=taken.append,
+        on_begun=lambda: begun.append(1),
+        on_ended=lambda: None,
+        on_failed=lambda: None,
+        poke=lambda: None,
+    )
+    desk.begin(lambda: "before")
+    desk.act(np.array([desk.header()]), None)
+    desk.rejoin(None)
+    assert desk.is_free
+    desk.begin(lambda: "after")
+    streams[0].work[0]()  # late, and of a number that comes again
+    assert desk.header() == (1, 0, 0)
+    streams[1].work[0]()
+    desk.act(np.array([desk.header()]), None)
+    assert taken == ["after"]
+    assert len(begun) == 2
+
+
+def test_all_are_in_the_same_state_after_a_break_whatever_they_saw_before_it():
+    links = memory_links(2)
+    limits = Limits(
+        planning_steps=8, moving_steps=8, backoff_steps=6, longest_backoff_steps=99, stalled_steps=8
+    )
+    called_off = []
+    watches = [
+        Watch(
+            limits,
+            rank=link.rank,
+            step=lambda rank=link.rank: 40 + rank,
+            call_off=lambda: called_off.append(1),
+            on_round=lambda: None,
+        )
+        for link in links
+    ]
+    watches[0].see(Seen.PLANNING)  # a round further than the other
+    for watch in watches:
+        watch.lose()
+        assert watch.state[0] is State.DEGRADED
+    assert len(called_off) == 2
+    on_ranks(lambda rank: watches[rank].rejoin(links[rank]), range(2))
+    assert watches[0].life == watches[1].life
+    assert watches[0].life.state is State.DEGRADED
+    assert (watches[0].life.clock_step, watches[0].life.is_lost) == (40, False)
+    after = next_life(watches[0].life, Seen.ROUND, 46, limits)
+    assert after.state is State.OBSERVING
+
+
+def test_a_ledger_travels_whole():
+    start = Ledger.start(Placement(np.array([[0, 1, 0, -1]]), 2), np.array([[0.25, 1.0, 0.75, 0.0]]))
+    settled = replace(start, epoch=7, since_step=40)
+    again = unpack(pack(settled))
+    assert (again.identity, again.epoch, again.since_step) == (settled.identity, 7, 40)
+    assert (again.shares == settled.shares).all()
+    assert again.content.dtype == np.int32
+    assert not again.content.flags.writeable
