@@ -24,7 +24,7 @@ SHAPE = MoEShape(LAYERS, EXPERTS, 2)
 
 
 def topology_of(ranks):
-    return Topology.for_model(experts=EXPERTS, redundant=2 * ranks, ranks=ranks, nodes=ranks // 2)
+    return Topology.for_model(experts=EXPERTS, redundant=2 * ranks, ranks=ranks, nodes=2)
 
 
 def traffic(rank, step, layer):
@@ -130,8 +130,8 @@ def on_gloo(rank, *arguments):
 
 def test_processes_serve_as_threads_do(tmp_path):
     """Each with tables of its own; whose tokens are where is gathered."""
-    found = run_ranks(on_gloo, 4, tmp_path, "near", "shares", 24)
-    again = on_ranks(4, "near", "shares", 24)
+    found = run_ranks(on_gloo, 2, tmp_path, "near", "shares", 24)
+    again = on_ranks(2, "near", "shares", 24)
     assert_served(found)
     assert found[0][1][-1].source_heat_NLE is not None
     for (pairs, *_), (others, *_) in zip(found, again):
