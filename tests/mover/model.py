@@ -3,13 +3,15 @@
 A rank is always in a step (``depth`` of them are not finished), and begins the next, by the newest tables
 that it was left, when it likes; it tells its header when it likes, and acts on a round when it likes; a slot
 is written when its rank likes, or the write fails; a plan may be called off, or replaced by another, in any
-round. A rank that stops is one to which nothing happens any more.
+round. A rank that stops is one to which nothing happens any more. A link may break when some have acted on
+a round that the others then miss; what is on its way is lost, and all go on over another link.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -20,6 +22,7 @@ from isotherm.mover.ledger import Ledger, Phase, Rules
 from isotherm.mover.mover import Mover
 from isotherm.placement import EMPTY, Placement
 from isotherm.topology import Topology
+from memory_link import memory_links
 
 EXPERTS, RANKS = 2, 3
 TOPOLOGY = Topology(ranks=RANKS, slots_per_rank=1)
@@ -87,6 +90,11 @@ class Node:
     def finished(self):
         return self.epoch, 1
 
+    @property
+    def number(self):
+        """Of its oldest chunk, the same on every rank."""
+        return self.ended + self.mover._lead
+
     def publish(self, ledger):
         self.staged = Tables.of(ledger)
 
@@ -99,7 +107,14 @@ class Node:
         return (
             *(ledger.content.tobytes(), ledger.rounds, ledger.goal, ledger.shares.tobytes()),
             *(ledger.phase, ledger.batch, ledger.epoch, self.mover._carried, self.mover._turns),
-            *(self.mover._ended, self.mover._is_off, self.staged, self.unfinished, self.epoch),
+            *(
+                self.mover._ended,
+                self.mover._is_off,
+                self.mover._lead,
+                self.staged,
+                self.unfinished,
+                self.epoch,
+            ),
             *(self.chunks, self.has_begun, self.started, self.ended, self.failed, self.words, self.is_acting),
         )
 
@@ -107,7 +122,7 @@ class Node:
 @dataclass
 class World:
     """All ranks at one moment. ``goals`` are left to reach, the first ``replacements`` of them before the one
-    before is; ``failures`` and ``call_offs`` may still come."""
+    before is; ``failures``, ``call_offs`` and ``cuts`` of the link may still come."""
 
     nodes: list[Node]
     memory: list[int]
@@ -115,6 +130,7 @@ class World:
     failures: int
     call_offs: int
     replacements: int = 0
+    cuts: int = 0
     sent: dict = field(default_factory=dict)  # (chunk number, target) -> expert, on its way
     headers: np.ndarray | None = None
     aimed: tuple[int, ...] | None = None  # this round delivers a plan
@@ -127,7 +143,7 @@ class World:
     def key(self):
         headers = None if self.headers is None else self.headers.tobytes()
         sent = tuple(sorted(self.sent.items()))
-        budget = (self.goals, self.failures, self.call_offs, self.replacements)
+        budget = (self.goals, self.failures, self.call_offs, self.replacements, self.cuts)
         return (
             *(node.key() for node in self.nodes),
             *self.memory,
@@ -170,6 +186,8 @@ class World:
                     yield "fail", (rank,)
         if in_one or all(node.words is not None for node in self.nodes):
             yield name, (False,)
+            if self.cuts:
+                yield from (("cut", (first,)) for first in range(1, len(self.nodes)))
             if self.nodes[0].mover.ledger.phase is not Phase.SETTLED:
                 if self.call_offs:
                     yield name, (True,)
@@ -183,8 +201,9 @@ class World:
 
     def has_arrived(self, node):
         """Whether the sender of all that the oldest chunk brings here has sent it."""
-        number = node.ended
-        return all((number, fill.target) in self.sent for fill in node.chunks[0] if fill.target == node.rank)
+        return all(
+            (node.number, fill.target) in self.sent for fill in node.chunks[0] if fill.target == node.rank
+        )
 
     def step(self, rank):
         node = self.nodes[rank]
@@ -231,9 +250,9 @@ class World:
         node.has_begun = True
         for fill in node.chunks[0]:
             if fill.source == rank:
-                self.sent[node.ended, fill.target] = self.memory[rank]
+                self.sent[node.number, fill.target] = self.memory[rank]
             if fill.target == rank:
-                self.memory[rank] = GARBAGE
+                self.write(node, fill, GARBAGE)
         if all(fill.target != rank for fill in node.chunks[0]):
             self.end(rank)  # it has sent what it had, or has no part
 
@@ -241,8 +260,14 @@ class World:
         node = self.nodes[rank]
         for fill in node.chunks[0]:
             if fill.target == rank:
-                expert = self.sent.pop((node.ended, rank))
-                self.memory[rank] = expert if is_right else GARBAGE
+                expert = self.sent.pop((node.number, rank))
+                self.write(node, fill, expert if is_right else GARBAGE)
+        self.count_end(node, is_right)
+
+    def write(self, node, fill, expert):
+        self.memory[node.rank] = expert
+
+    def count_end(self, node, is_right):
         node.chunks, node.has_begun = node.chunks[1:], False
         node.failed += not is_right
         node.ended += 1
@@ -250,6 +275,27 @@ class World:
     def fail(self, rank):
         self.failures -= 1
         self.end(rank, is_right=False)
+
+    def cut(self, first):
+        """Only the ranks from ``first`` on act on a round, what is on its way is lost, and all go on anew."""
+        self.cuts -= 1
+        for rank in range(len(self.nodes)):
+            self.tell(rank)
+        self.round(False)
+        for rank in range(first, len(self.nodes)):
+            self.act(rank)
+        self.sent, self.headers, self.aimed = {}, None, None
+        for node in self.nodes:
+            node.is_acting = False
+            while node.chunks:
+                for fill in node.chunks[0]:
+                    if fill.target == node.rank:
+                        self.write(node, fill, GARBAGE)
+                self.count_end(node, False)
+            node.mover.call_off()  # as the state that is lost does
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            links = memory_links(len(self.nodes))
+            list(pool.map(lambda node, link: node.mover.rejoin(link), self.nodes, links))
 
 
 @dataclass(frozen=True)
@@ -259,10 +305,10 @@ class Explored:
     found: str | None  # what was wrong first
 
 
-def explore(goals, *, failures=0, call_offs=0, replacements=0, depth=1, in_one=False, node=Node):
+def explore(goals, *, failures=0, call_offs=0, depth=1, in_one=False, node=Node, **budget):
     """Every state of such ranks, until something is wrong."""
     nodes = [node(rank, depth) for rank in range(RANKS)]
-    first = World(nodes, list(START), tuple(goals), failures, call_offs, replacements)
+    first = World(nodes, list(START), tuple(goals), failures, call_offs, **budget)
 
     def is_there(world):
         return all(each.mover.ledger.placement == placement(goals[-1]) for each in world.nodes)

@@ -20,12 +20,14 @@ THERE, BACK = (0, 1, 0), (1, 1, 0)
         {"goals": (THERE,), "call_offs": 1, "in_one": True, "depth": 2},
         {"goals": (THERE,), "failures": 1, "in_one": True},
         {"goals": (THERE, BACK), "replacements": 1, "in_one": True},
+        {"goals": (THERE,), "cuts": 1, "in_one": True},
     ],
     ids=[
         "every order of tellings and actings",
         "called off, two steps deep",
         "a write fails",
         "replaced under way",
+        "the link breaks",
     ],
 )
 def test_every_state_is_right(case):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from word_model import WordNode, WordWorld, explore_words
 
+from isotherm.errors import ProtocolError
 from isotherm.mover import agreed
 from isotherm.mover.ledger import Phase
 from isotherm.mover.mover import Mover
@@ -19,8 +20,15 @@ PAIR, SWAPPED = (0, 1), (1, 0)
         {"goals": (SWAPPED,), "depth": 2, "breaks": 1},
         {"goals": (SWAPPED,), "depth": 1, "call_offs": 1, "failures": 1, "breaks": 1},
         {"goals": (SWAPPED, PAIR), "depth": 0, "replacements": 1, "breaks": 1},
+        {"goals": (SWAPPED, PAIR), "depth": 0, "cuts": 1},
     ],
-    ids=["every order of tellings and actings", "steps break off", "called off, a write fails", "replaced"],
+    ids=[
+        "every order of tellings and actings",
+        "steps break off",
+        "called off, a write fails",
+        "replaced",
+        "the link breaks",
+    ],
 )
 def test_every_state_is_right(case):
     explored = explore_words(PAIR, **case)
@@ -124,3 +132,9 @@ def test_what_was_offered_and_is_taken_back_is_found(monkeypatch):
     monkeypatch.setattr(agreed, "called_off", called_off)
     found = explore_words(PAIR, (SWAPPED, PAIR), depth=1, call_offs=1).found
     assert found is not None
+
+
+def test_ranks_that_do_not_agree_again_after_the_link_broke_are_told(monkeypatch):
+    monkeypatch.setattr(Mover, "rejoin", lambda mover, link: None)
+    with pytest.raises(ProtocolError, match="no weight is moved any more"):
+        explore_words(PAIR, (SWAPPED,), depth=0, cuts=1)

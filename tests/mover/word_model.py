@@ -159,27 +159,6 @@ class WordWorld(World):
         if node.mover.ledger.phase is not Phase.AGREEING:  # then it would be refused
             node.mover.aim(goal, goal.even_shares(), Rounds())
 
-    def begin(self, rank):
-        node = self.nodes[rank]
-        node.has_begun = True
-        for fill in node.chunks[0]:
-            if fill.source == rank:
-                self.sent[node.ended, fill.target] = self.memory[rank]
-            if fill.target == rank:
-                self.write(node, fill, GARBAGE)
-        if all(fill.target != rank for fill in node.chunks[0]):
-            self.end(rank)
-
-    def end(self, rank, is_right=True):
-        node = self.nodes[rank]
-        for fill in node.chunks[0]:
-            if fill.target == rank:
-                expert = self.sent.pop((node.ended, rank))
-                self.write(node, fill, expert if is_right else GARBAGE)
-        node.chunks, node.has_begun = node.chunks[1:], False
-        node.failed += not is_right
-        node.ended += 1
-
     def write(self, node, fill, expert):
         buffers = list(node.buffers)
         buffers[fill.buffer] = expert

@@ -126,10 +126,8 @@ class Mover:
     def rejoin(self, link: Link) -> None:
         """Goes on from the ledger of the rank that made most turns, since all ranks had told what those rest
         on. Its tables are right beside those that others still have: only slots that were dead have changed.
-        Nothing moves until all that was on its way has ended on every rank.
-
-        Raises:
-            ProtocolError: some ranks have to agree on tables by the step word, and others do not know of it.
+        What it offered by the step word lies in the buffers of all. Nothing moves until all that was on its
+        way has ended on every rank.
         """
         started = 0 if self._carrier is None else self._carrier.started
         words_GW = link.all_gather(np.array([self._turns, started, self.moves], np.int64))
@@ -144,9 +142,8 @@ class Mover:
             self._adopt(_carry_ledger(self.ledger, source, link), int(turns_G.max()) + 1)
 
     def _adopt(self, ledger: Ledger, turns: int) -> None:
-        """Takes a settled ledger, and its tables unless they are those of this rank already."""
-        if ledger.epoch != self.ledger.epoch:
-            self._enter(ledger)
+        """Takes the ledger of another rank, which has called off what was under way."""
+        self._enter(ledger)
         self._turns, self._carried, self._is_off = turns, 0, False
 
     def header(self) -> Sequence[int]:
@@ -253,5 +250,5 @@ def _same_leg(fills: Sequence[Fill]) -> tuple[Fill, ...]:
 def _carry_ledger(ledger: Ledger, source: int, link: Link) -> Ledger:
     """The ledger of rank ``source``, on every rank."""
     data = pack(ledger) if link.rank == source else None
-    size = link.all_gather(np.array([len(data or b"")], np.int64))[source, 0]
+    size = link.all_gather(np.array([0 if data is None else len(data)], np.int64))[source, 0]
     return unpack(link.broadcast(data, int(size), source))
