@@ -16,7 +16,7 @@ from isotherm.topology import Topology
 
 RANKS = 32
 NODES = (2, 4)
-SLACKS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+SLACKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 """Balancedness given up: the frontier."""
 HELD_TO = 0.01
 """The slack whose plans the targets are for."""
