@@ -36,21 +36,35 @@ def near_split(
     layer_I, slot_I = np.nonzero((near_LP > 0) & (near_LP < 1))
     if not len(layer_I):
         return near_LP
-    expert_I, ranks, nodes = content_LP[layer_I, slot_I].astype(np.int64), topology.ranks, topology.nodes
     # C: the (layer, expert) that are split, I: their replicas that have a share.
-    cell_C, cell_I = np.unique(layer_I * (expert_I.max() + 1) + expert_I, return_inverse=True)
-    layer_C, expert_C = np.divmod(cell_C, expert_I.max() + 1)
-    supply_CN = _supplies(layer_C, expert_C, nodes, source_NLE)
+    expert_I, experts = content_LP[layer_I, slot_I].astype(np.int64), int(content_LP.max()) + 1
+    cell_C, cell_I = np.unique(layer_I * experts + expert_I, return_inverse=True)
+    supply_CN = _supplies(*np.divmod(cell_C, experts), topology.nodes, source_NLE)
     share_I, rank_I = near_LP[layer_I, slot_I], slot_I // topology.slots_per_rank
-    node_I, node = rank_I // topology.ranks_per_node, rank // topology.ranks_per_node
+    own_I = _sent(rank, cell_I, rank_I, share_I, supply_CN, topology)
+    near_LP[layer_I, slot_I] = _whole(own_I, cell_I, share_I)
+    return near_LP
 
-    supply_CG = np.repeat(supply_CN / topology.ranks_per_node, topology.ranks_per_node, axis=1)
+
+def _sent(
+    rank: int,
+    cell_I: Int64Array,
+    rank_I: Int64Array,
+    share_I: FloatArray,
+    supply_CN: FloatArray,
+    topology: Topology,
+) -> FloatArray:
+    """How much of all of the expert's tokens ``rank`` sends to each replica: matched within ranks, then what
+    is left within nodes, then what is left of that."""
+    ranks, nodes, per_node = topology.ranks, topology.nodes, topology.ranks_per_node
+    node_I, node = rank_I // per_node, rank // per_node
+    supply_CG = np.repeat(supply_CN / per_node, per_node, axis=1)
     wanted_CG = _sums(cell_I, rank_I, share_I, ranks)
     met_CG = np.minimum(supply_CG, wanted_CG)
     at_home_I = share_I * _ratio(met_CG, wanted_CG)[cell_I, rank_I]
     rest_I = share_I - at_home_I
     spare_CG = supply_CG - met_CG
-    spare_CN = spare_CG.reshape(len(cell_C), nodes, -1).sum(axis=2)
+    spare_CN = spare_CG.reshape(len(supply_CN), nodes, -1).sum(axis=2)
     wanted_CN = _sums(cell_I, node_I, rest_I, nodes)
     met_CN = np.minimum(spare_CN, wanted_CN)
     on_node_I = rest_I * _ratio(met_CN, wanted_CN)[cell_I, node_I]
@@ -58,12 +72,11 @@ def near_split(
 
     stays_C = spare_CG[:, rank] * _ratio(met_CN, spare_CN)[:, node]
     leaves_C = spare_CG[:, rank] - stays_C
+    far_C1 = _sums(cell_I, np.zeros_like(cell_I), far_I, 1)
     own_I = np.where(rank_I == rank, at_home_I, 0.0)
     own_I += np.where(node_I == node, stays_C[cell_I] * _ratio(on_node_I, met_CN[cell_I, node]), 0.0)
-    far_C1 = _sums(cell_I, np.zeros_like(cell_I), far_I, 1)
     own_I += leaves_C[cell_I] * _ratio(far_I, far_C1[cell_I, 0])
-    near_LP[layer_I, slot_I] = _whole(own_I, cell_I, share_I)
-    return near_LP
+    return own_I
 
 
 def _supplies(
