@@ -15,7 +15,7 @@ from isotherm import Placement, State
 from isotherm.control import Heartbeat, Limits, PlanDesk, Seen, StoreRelink, Watch, next_life
 from isotherm.errors import LinkError
 from isotherm.mover import Ledger
-from isotherm.mover.packed import pack, unpack
+from isotherm.mover.parcel import pack, unpack
 from memory_link import memory_links
 from ranks import LOOPBACK
 

@@ -9,9 +9,10 @@ header and act on what was gathered; they know nothing of each other.
 
 from isotherm.control.announcer import Announcer
 from isotherm.control.desk import PlanDesk
-from isotherm.control.heartbeat import Heartbeat, Participant
+from isotherm.control.heartbeat import Heartbeat
 from isotherm.control.link import GroupLink, Link, Transfer
 from isotherm.control.meeting import Meeting
+from isotherm.control.participant import Participant
 from isotherm.control.peers import check_peers
 from isotherm.control.plan_log import PlanLog, Promise
 from isotherm.control.relink import Relink, StoreRelink

@@ -7,12 +7,12 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from isotherm.arrays import Int64Array
 from isotherm.control.link import Link, LostLink
+from isotherm.control.participant import Participant, Seat
 from isotherm.control.relink import Relink
 from isotherm.control.spans import Span, no_span
 from isotherm.control.steps import StepWatch
@@ -20,30 +20,6 @@ from isotherm.errors import LinkError, PeerFailedError, ProtocolError
 from isotherm.status import Memory
 
 logger = logging.getLogger("isotherm")
-
-
-class Participant(Protocol):
-    """Owns ``header_words`` int64 words of each header, and acts on the gathered ones."""
-
-    header_words: int
-
-    def header(self) -> Sequence[int]:
-        """This rank's words of the next round. Reads local state only; never waits. Called in every
-        round, after a failure too."""
-
-    def act(self, headers_GW: Int64Array, link: Link) -> bool:
-        """Makes the calls on ``link`` that ``headers_GW`` (this participant's words of all ranks, valid
-        during the call) call for. Whether it has more to do soon.
-
-        Which calls must depend on ``headers_GW`` and on what earlier rounds agreed, nothing else. What it
-        raises, it must raise after them: a rank that leaves one out leaves the others waiting in it until
-        the group's time-out.
-        """
-
-    def rejoin(self, link: Link) -> None:
-        """Goes on over a link that was made in the place of one that broke. The ranks may be a round apart:
-        one of them may have acted on headers that another never got. Makes the same calls on every rank, and
-        leaves what all ranks must know alike the same on all of them."""
 
 
 _ROUND, _CLOSING, _FAILED, _POKED, _STEP = range(5)
@@ -57,47 +33,6 @@ def step_of(headers_GW: Int64Array) -> int:
 
 _EXIT_SECONDS = 2.0
 """How long the end of the interpreter waits for a round that is under way."""
-
-_LONGEST_REST = 1024
-"""Rounds that a participant rests at most, before it is tried again."""
-
-
-class _Seat:
-    """One participant, its words, and how it fares: the same on every rank, but for what failed here."""
-
-    def __init__(self, participant: Participant, number: int, first: int) -> None:
-        self.participant = participant
-        self.name = type(participant).__name__
-        self.bit = 1 << number
-        self.words = slice(first, first + participant.header_words)
-        self.error: BaseException | None = None  # raised here, and not yet told
-        self.streak = 0
-        self.rests_until = 0
-
-    def is_resting(self, round_number: int) -> bool:
-        return round_number < self.rests_until
-
-    def rest(self, round_number: int) -> None:
-        """Rests from this round on, for longer after each failure in a row. A header that fails while it
-        rests makes the rest one round longer."""
-        if self.is_resting(round_number):
-            self.rests_until += 1
-            return
-        self.streak += 1
-        self.rests_until = round_number + self._rest_rounds
-
-    def recover(self, round_number: int) -> None:
-        """Forgets its failures once it has acted for as long as it rested."""
-        if self.streak and round_number - self.rests_until > self._rest_rounds:
-            self.streak = 0
-
-    def forget(self) -> None:
-        """As new: rounds begin anew."""
-        self.error, self.streak, self.rests_until = None, 0, 0
-
-    @property
-    def _rest_rounds(self) -> int:
-        return int(min(2.0**self.streak, _LONGEST_REST))
 
 
 class Heartbeat:
@@ -142,10 +77,10 @@ class Heartbeat:
         self._rank = link.rank
         self._relink: Relink | None = None
         self._generation = 0
-        self._seats: list[_Seat] = []
+        self._seats: list[Seat] = []
         words = _BASE_WORDS
         for number, participant in enumerate(participants):
-            self._seats.append(_Seat(participant, number, words))
+            self._seats.append(Seat(participant, number, words))
             words += participant.header_words
         self._pauses = interval_seconds, max(interval_seconds, idle_seconds)
         self._step = step
@@ -346,7 +281,7 @@ class Heartbeat:
                 self._fail(seat, error)
         return busy
 
-    def _fail(self, seat: _Seat, error: Exception) -> None:
+    def _fail(self, seat: Seat, error: Exception) -> None:
         if seat.error is None and not seat.streak:
             logger.error(
                 "isotherm: %s of rank %d failed; the other ranks are told in the next round",

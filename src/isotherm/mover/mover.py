@@ -13,7 +13,7 @@ from isotherm.mover import agreed
 from isotherm.mover import ledger as transitions
 from isotherm.mover.carrier import Carrier
 from isotherm.mover.ledger import Ledger, Phase, Rules
-from isotherm.mover.packed import pack, unpack
+from isotherm.mover.parcel import pack, unpack
 from isotherm.mover.schedule import Fill
 from isotherm.placement import Placement, Rounds
 
