@@ -133,8 +133,8 @@ def _within(request: PlanRequest, current: Placement, goal: Placement, max_moves
 
 def _moves(current: Placement, goal: Placement) -> tuple[Move, ...]:
     changed = (goal.slot_to_expert != current.slot_to_expert) & (goal.slot_to_expert != EMPTY)
-    places, experts = np.argwhere(changed).tolist(), goal.slot_to_expert[changed].tolist()
-    return tuple(Move(layer, slot, expert) for (layer, slot), expert in zip(places, experts, strict=True))
+    layers, slots = np.nonzero(changed)
+    return tuple(map(Move, layers.tolist(), slots.tolist(), goal.slot_to_expert[changed].tolist()))
 
 
 def _reason(request: PlanRequest, start: Placement, planned: float, moves: int) -> str:

@@ -13,7 +13,6 @@ from isotherm.planner.fresh.pack_kernels import count_slots, list_replicas, pack
 from isotherm.planner.fresh.pair_kernels import pair
 from isotherm.planner.fresh.trade_kernels import rank_sums, trade
 from isotherm.planner.layers.load_kernels import make_layer
-from isotherm.planner.request import PlanRequest
 
 LEVELS = np.array([1.0, 1.03, 1.06])
 """Loads, in units of the bound, for which trees of ranks with two slots are planted; the best is taken."""
@@ -28,16 +27,19 @@ LEVELLED = 0.005
 """Joined ranks this near to the bound under even shares are taken to be at it under balanced ones."""
 
 
-def from_nothing(request: PlanRequest, heat: FloatArray) -> Int64Array:
-    """Slots to experts of one layer, int64 [slots].
+@kernel
+def place_layers(
+    heat_LE: FloatArray, ranks: int, size: int, balanced: bool, slot_expert_LP: Int64Array
+) -> None:
+    """Writes the expert of each slot of each layer, int64 [layers, ranks x size].
 
     Replicas are listed greedily and packed, slots traded, and ranks joined through the experts they share, so
     that balanced shares can bring them to one level, and keep them there when heat drifts. Where that is not
     near the bound, replicas are paired (two slots a rank) or, for balanced shares, planted in trees, and the
     best is taken.
     """
-    topology, heat_E = request.topology, np.array(heat)
-    return place_layer(heat_E, topology.ranks, topology.slots_per_rank, request.shares == "balanced")
+    for row in range(len(heat_LE)):
+        slot_expert_LP[row] = place_layer(heat_LE[row], ranks, size, balanced)
 
 
 @kernel

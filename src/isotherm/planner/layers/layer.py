@@ -108,29 +108,44 @@ def new_layer(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balance
 
 
 @kernel
-def put_in(first_X: Int64Array, x: int, next_P: Int64Array, slot: int) -> None:
-    """Puts the slot into the ascending list that begins at ``first_X[x]``."""
-    after = first_X[x]
-    if after < 0 or after > slot:
-        next_P[slot] = after
-        first_X[x] = slot
-        return
-    while 0 <= next_P[after] < slot:
-        after = next_P[after]
-    next_P[slot] = next_P[after]
-    next_P[after] = slot
+def following(layer: Layer, owner: int, before: int, shared: bool) -> int:
+    """The slot after ``before``, or the first for -1: of the expert ``owner``, or, if ``shared``, of those of
+    the rank ``owner`` whose experts have others too. -1 at the end."""
+    if before < 0:
+        return int(layer.rank_G[owner]["shared"] if shared else layer.expert_E[owner]["first"])
+    return int(layer.slot_P[before]["next_shared"] if shared else layer.slot_P[before]["next"])
 
 
 @kernel
-def take_out(first_X: Int64Array, x: int, next_P: Int64Array, slot: int) -> None:
-    """Takes the slot out of the list that begins at ``first_X[x]``."""
-    before = first_X[x]
-    if before == slot:
-        first_X[x] = next_P[slot]
-        return
-    while next_P[before] != slot:
-        before = next_P[before]
-    next_P[before] = next_P[slot]
+def link(layer: Layer, owner: int, before: int, slot: int, shared: bool) -> None:
+    """Makes ``slot`` follow ``before``."""
+    if before >= 0 and shared:
+        layer.slot_P[before]["next_shared"] = slot
+    elif before >= 0:
+        layer.slot_P[before]["next"] = slot
+    elif shared:
+        layer.rank_G[owner]["shared"] = slot
+    else:
+        layer.expert_E[owner]["first"] = slot
+
+
+@kernel
+def put_in(layer: Layer, owner: int, slot: int, shared: bool) -> None:
+    """Puts the slot into one of these ascending lists."""
+    before, after = -1, following(layer, owner, -1, shared)
+    while 0 <= after < slot:
+        before, after = after, following(layer, owner, after, shared)
+    link(layer, owner, slot, after, shared)
+    link(layer, owner, before, slot, shared)
+
+
+@kernel
+def take_out(layer: Layer, owner: int, slot: int, shared: bool) -> None:
+    """Takes the slot out of one of these lists."""
+    before, at = -1, following(layer, owner, -1, shared)
+    while at != slot:
+        before, at = at, following(layer, owner, at, shared)
+    link(layer, owner, before, following(layer, owner, slot, shared), shared)
 
 
 @kernel
@@ -140,7 +155,7 @@ def set_expert(layer: Layer, slot: int, expert: int) -> None:
     if old >= 0:
         if layer.expert_E[old]["count"] > 1:
             set_shared(layer, slot, False)
-        take_out(layer.expert_E["first"], old, layer.slot_P["next"], slot)
+        take_out(layer, old, slot, False)
         layer.expert_E[old]["count"] -= 1
         if layer.expert_E[old]["count"] == 1:
             set_shared(layer, layer.expert_E[old]["first"], False)
@@ -148,7 +163,7 @@ def set_expert(layer: Layer, slot: int, expert: int) -> None:
     if expert >= 0:
         if layer.expert_E[expert]["count"] == 1:
             set_shared(layer, layer.expert_E[expert]["first"], True)
-        put_in(layer.expert_E["first"], expert, layer.slot_P["next"], slot)
+        put_in(layer, expert, slot, False)
         layer.expert_E[expert]["count"] += 1
         if layer.expert_E[expert]["count"] > 1:
             set_shared(layer, slot, True)
@@ -158,9 +173,9 @@ def set_expert(layer: Layer, slot: int, expert: int) -> None:
 def set_shared(layer: Layer, slot: int, shared: bool) -> None:
     """Puts the slot among those of its rank whose experts have others too, or takes it out."""
     if shared:
-        put_in(layer.rank_G["shared"], layer.slot_P[slot]["rank"], layer.slot_P["next_shared"], slot)
+        put_in(layer, layer.slot_P[slot]["rank"], slot, True)
     else:
-        take_out(layer.rank_G["shared"], layer.slot_P[slot]["rank"], layer.slot_P["next_shared"], slot)
+        take_out(layer, layer.slot_P[slot]["rank"], slot, True)
 
 
 @kernel

@@ -17,7 +17,7 @@ def balanced_shares(heat_LE: FloatArray | Int64Array, placement: Placement, topo
 
     Exact up to rounding (see `level_kernels` for the method). Experts without heat are split evenly.
     """
-    shares_LP = placement.even_shares()
+    shares_LP = np.zeros(placement.slot_to_expert.shape)
     divide_layers(
         # Read-only, as a request's is: another type of array would be compiled for, in the middle of serving.
         frozen(heat_LE, np.float64),
@@ -30,20 +30,18 @@ def balanced_shares(heat_LE: FloatArray | Int64Array, placement: Placement, topo
 
 @kernel
 def divide_layers(heat_LE: FloatArray, slot_expert_LP: Int64Array, ranks: int, shares_LP: FloatArray) -> None:
-    """Replaces the shares of experts with heat by balanced ones."""
+    """Writes balanced shares; even ones for experts without heat."""
     for row in range(len(heat_LE)):
         mean = heat_LE[row].sum() / ranks
-        if mean <= 0.0:
-            continue
-        layer = make_layer(slot_expert_LP[row], heat_LE[row] / mean, ranks, True)
+        unit_E = heat_LE[row] / (mean if mean > 0.0 else 1.0)
+        layer = make_layer(slot_expert_LP[row], unit_E, ranks, True)
         for expert in range(len(layer.expert_E)):
-            if layer.expert_E[expert]["heat"] <= 0.0:
-                continue
             slot, total = layer.expert_E[expert]["first"], 0.0
             while slot >= 0:
                 total += layer.slot_P[slot]["tokens"]
                 slot = layer.slot_P[slot]["next"]
             slot = layer.expert_E[expert]["first"]
             while slot >= 0:
-                shares_LP[row, slot] = layer.slot_P[slot]["tokens"] / total
+                even = 1.0 / layer.expert_E[expert]["count"]
+                shares_LP[row, slot] = layer.slot_P[slot]["tokens"] / total if total > 0.0 else even
                 slot = layer.slot_P[slot]["next"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.planner.bounds import imbalance_bound
-from isotherm.planner.fresh.fresh import from_nothing, peak_under
+from isotherm.planner.fresh.fresh import peak_under, place_layers
 from isotherm.planner.layers.log_kernels import new_log
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.search.search_kernels import search_layers, trace_layer
@@ -46,7 +47,7 @@ def place_incremental(request: PlanRequest) -> Int64Array:
     low as was found. Within ``max_moves`` the changes that lower the sum of the hottest ranks most per move
     come first, over all layers; those that lower it by less than ``min_gain_per_move`` are left out.
 
-    Where nothing is loaded yet the way begins at what `from_nothing` places, and ends within ``NEAR_BOUND``
+    Where nothing is loaded yet the way begins at what `place_layers` places, and ends within ``NEAR_BOUND``
     of the lower bound.
 
     Raises:
@@ -60,7 +61,7 @@ def place_incremental(request: PlanRequest) -> Int64Array:
     # Writable copies: other types of array would be compiled for, each by itself.
     heat_LE, goal = np.array(request.heat_LE), max(request.max_imbalance, PERFECT)
     if request.current is None:
-        start_LP = np.stack([from_nothing(request, heat_E) for heat_E in request.heat_LE])
+        start_LP = _place(request, heat_LE)
         near_L = imbalance_bound(request.heat_LE, request.topology) * (1 + NEAR_BOUND[request.shares])
         return _search(request, heat_LE, start_LP, np.maximum(goal, near_L))
     start_LP = request.current.slot_to_expert.astype(np.int64)
@@ -79,24 +80,41 @@ def place_incremental(request: PlanRequest) -> Int64Array:
     return start_LP
 
 
+def _place(request: PlanRequest, heat_LE: FloatArray) -> Int64Array:
+    """All layers from nothing."""
+    topology, balanced = request.topology, request.shares == "balanced"
+    start_LP = np.empty((request.layers, topology.slots), np.int64)
+
+    def place(rows: slice) -> None:
+        place_layers(heat_LE[rows], topology.ranks, topology.slots_per_rank, balanced, start_LP[rows])
+
+    _in_blocks(request, place)
+    return start_LP
+
+
 def _search(
     request: PlanRequest, heat_LE: FloatArray, start_LP: Int64Array, target_L: FloatArray
 ) -> Int64Array:
-    """The layers brought to their targets, block by block on the request's threads."""
+    """The layers brought to their targets."""
     goal_LP, ranks = np.empty_like(start_LP), request.topology.ranks
     balanced, frugal = request.shares == "balanced", request.current is not None
 
     def search(rows: slice) -> None:
         search_layers(start_LP[rows], heat_LE[rows], target_L[rows], ranks, balanced, frugal, goal_LP[rows])
 
+    _in_blocks(request, search)
+    return goal_LP
+
+
+def _in_blocks(request: PlanRequest, work: Callable[[slice], None]) -> None:
+    """Does the work of all layers, block by block on the request's threads."""
     size = -(-request.layers // (BLOCKS * request.threads)) if request.threads > 1 else request.layers
     blocks = [slice(first, first + size) for first in range(0, request.layers, size)]
     if len(blocks) == 1:
-        search(blocks[0])
+        work(blocks[0])
     else:
         with ThreadPoolExecutor(request.threads, "isotherm-plan") as pool:
-            list(pool.map(search, blocks))
-    return goal_LP
+            list(pool.map(work, blocks))
 
 
 def _trace(
