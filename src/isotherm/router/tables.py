@@ -79,7 +79,7 @@ class RoutingTables:
         start_LP = np.take_along_axis(starts_LE1, inner_LP, axis=1)
         total_LP = np.take_along_axis(totals_LE, inner_LP, axis=1)
         ends_LP = np.rint((sums_LP1[:, 1:] - start_LP) / total_LP * ONE).astype(np.int64)
-        _close_rows(ends_LP, shares_LP, key_LP)
+        _close_rows(ends_LP, shares_LP, key_LP, offsets_LE1)
         others = np.zeros((layers, 0)) if others_LG is None else np.rint(others_LG * OTHERS_ONE)
         return cls(
             frozen(offsets_LE1, np.int32),
@@ -96,15 +96,18 @@ def _check_served(totals_LE: FloatArray) -> None:
         raise ValueError(f"layer {layer}: expert {expert} has no replica with a share")
 
 
-def _close_rows(ends_LP: Int64Array, shares_LP: FloatArray, key_LP: Int64Array) -> None:
+def _close_rows(
+    ends_LP: Int64Array, shares_LP: FloatArray, key_LP: Int64Array, offsets_LE1: Int64Array
+) -> None:
     """Ends each row at exactly 2^32 from its last replica with a share on, whatever was rounded."""
-    ends_LP[:, -1] = ONE
-    behind = np.ones(len(ends_LP), bool)  # no replica with a share stands behind, in its row
-    for slot in range(ends_LP.shape[1] - 1, -1, -1):
-        if slot + 1 < ends_LP.shape[1]:
-            behind |= key_LP[:, slot] != key_LP[:, slot + 1]
-        ends_LP[behind, slot] = ONE
-        behind &= shares_LP[:, slot] <= 0
+    layers, num_slots = ends_LP.shape
+    experts = offsets_LE1.shape[1] - 1
+    served_LP1 = np.zeros((layers, num_slots + 1), np.int64)
+    np.cumsum(shares_LP > 0, axis=1, out=served_LP1[:, 1:])
+    all_LE = np.take_along_axis(served_LP1, offsets_LE1[:, 1:], axis=1)
+    all_LP = np.take_along_axis(all_LE, np.minimum(key_LP, experts - 1), axis=1)
+    # No replica with a share stands behind, in its row; slots that are empty are in none.
+    ends_LP[(served_LP1[:, 1:] == all_LP) | (key_LP == experts)] = ONE
 
 
 def fill_whole(tables: RoutingTables, whole_LE: Int64Array, split_LE1: Int32Array) -> None:
