@@ -78,7 +78,7 @@ def test_a_failure_falls_back_to_the_engines_policy_and_is_told_once(
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_plan_that_ranks_do_not_share_is_not_used(broken: bool) -> None:
+def test_a_plan_that_ranks_do_not_share_is_not_used(broken: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The rank is asked even where it has no plan itself: the others wait for its answer."""
     asked: list[bool] = []
 
@@ -92,6 +92,8 @@ def test_a_plan_that_ranks_do_not_share_is_not_used(broken: bool) -> None:
     assert (planner.rebalance_experts(LOADS, 6, 1, 1, 2, HELD) == 3).all()
     assert (planner.rebalance_experts(LOADS, 5, 1, 1, 2, HELD) == 3).all()  # 5 slots on 2 ranks: no plan
     assert asked == [True, False]
+    assert len(caplog.records) == 1
+    assert ("could not compare" if broken else "another rank made another plan") in caplog.text
 
 
 def agree_on_ranks(rank: int) -> list[bool]:
