@@ -73,7 +73,7 @@ def test_shares_for_reads_are_no_worse_than_balanced_tokens_nor_than_any_choice(
     best = min(peak_of(load, heat, each) for each in every_choice())
     found = peak_of(load, heat, shares)
     assert found <= peak_of(load, heat, balanced_shares(heat, PLACEMENT, TOPOLOGY)) + 1e-9
-    assert found <= best * 1.2 + 1e-9  # greedy and bettered one by one; exact for nearly all
+    assert found <= best * 1.05 + 1e-9  # greedy, and bettered by one or two at once: exact in thousands
     assert found >= load.weights(heat).max() * 0.5 - 1e-9
 
 
