@@ -8,7 +8,7 @@ import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.placement import Placement
-from isotherm.planner.locality.pack_nodes import place_layer_near
+from isotherm.planner.locality.anew import place_layer_near
 from isotherm.planner.locality.search_kernels import LEAST_GAIN, new_logs, search_near
 from isotherm.planner.locality.shares import peaks_within, sources_by_layer
 from isotherm.planner.policy.incremental import place_incremental
