@@ -129,6 +129,8 @@ def next_exchange(
     room = _Room(rules)
     chosen: list[Refill] = []
     for layer in np.flatnonzero((content_LP != goal_LP).any(axis=1)).tolist():
+        if room.is_spent:
+            break
         row = _Row(content_LP[layer], goal_LP[layer], experts, room)
         for slot, expert in row.changes():
             source = int(np.flatnonzero(content_LP[layer] == expert)[0])
@@ -144,6 +146,11 @@ class _Room:
         assert rules.buffers >= 2, "two slots of one rank are the least that can swap"
         self._left = max(rules.limit, 2)
         self._buffers = [rules.buffers] * rules.topology.ranks
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing more fits: layers that are far from their goals take long to look through."""
+        return not self._left
 
     def try_take(self, slots: list[int]) -> bool:
         """Takes room for all of these slots, or none."""
@@ -173,6 +180,8 @@ class _Row:
         # Each that is left holds the last replica of an expert that another of them wants: they are cycles,
         # unless the room was too small.
         for slot in self._pending():
+            if self._room.is_spent:
+                break
             cycle = self._cycle(slot)
             if len(cycle) > 1 and not (self._is_closed(cycle) and self._try(self._wishes(cycle))):
                 self._try({slot: self._goal[slot], cycle[1]: self._after[slot]})
