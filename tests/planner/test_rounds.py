@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import isotherm as iso
 from isotherm.planner import PlanRequest, balanced_shares, make_plan
+from isotherm.planner.order.round_kernels import even_peaks
 from isotherm.planner.order.rounds import order_rounds, transient_imbalance
 
 
@@ -151,3 +152,12 @@ def test_rounds_survive_the_way_to_other_ranks():
 def test_bad_input_names_value_and_rule(bad, message):
     with pytest.raises(ValueError, match=message):
         PlanRequest(np.ones((1, 2)), iso.Topology(ranks=1, slots_per_rank=2), **bad)
+
+
+def test_peaks_of_even_shares_are_those_of_the_loads():
+    rng = np.random.default_rng(0)
+    topology, heat_LE = iso.Topology(ranks=3, slots_per_rank=4), rng.lognormal(0, 1, (5, 6))
+    slot_LP = rng.permuted(np.tile(np.append(np.arange(6), [0, 0, 3, 5, -1, -1]), (5, 1)), axis=1)
+    placement = iso.Placement(slot_LP, 6)
+    load_LG = iso.placement.rank_loads(heat_LE, placement, placement.even_shares(), topology)
+    assert even_peaks(slot_LP, heat_LE, 3) == pytest.approx(load_LG.max(axis=1))

@@ -172,3 +172,23 @@ def nearest_live(
         if distance < best_distance:
             best, best_distance = source, distance
     return best
+
+
+@kernel
+def even_peaks(slot_expert_LP: Int64Array, heat_LE: FloatArray, ranks: int) -> FloatArray:
+    """The load of the hottest rank with even shares, float64 [layers]."""
+    layers, slots = slot_expert_LP.shape
+    peak_L, count_E, size = np.zeros(layers), np.empty(heat_LE.shape[1], np.int64), slots // ranks
+    for layer in range(layers):
+        count_E[:] = 0
+        for slot in range(slots):
+            if slot_expert_LP[layer, slot] >= 0:
+                count_E[slot_expert_LP[layer, slot]] += 1
+        for first in range(0, slots, size):
+            load = 0.0
+            for slot in range(first, first + size):
+                expert = slot_expert_LP[layer, slot]
+                if expert >= 0:
+                    load += heat_LE[layer, expert] / count_E[expert]
+            peak_L[layer] = max(peak_L[layer], load)
+    return peak_L

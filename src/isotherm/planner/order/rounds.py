@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from isotherm.arrays import FloatArray
+from isotherm.arrays import FloatArray, Int64Array
 from isotherm.placement import EMPTY, Placement, Plan, Rounds, rank_loads
-from isotherm.planner.order.round_kernels import order_refills
+from isotherm.planner.order.round_kernels import even_peaks, order_refills
 from isotherm.planner.request import PlanRequest
 from isotherm.planner.served.serving import settled_shares
 from isotherm.window import overall_imbalance
@@ -23,10 +23,11 @@ def order_rounds(request: PlanRequest, goal: Placement) -> Rounds:
         return Rounds()
     if request.topology.slots == request.experts:
         return Rounds()
-    first_L = np.argsort(-_gain_per_move(request, request.current, goal), kind="stable")
+    held_LP, goal_LP = (each.slot_to_expert.astype(np.int64) for each in (request.current, goal))
+    first_L = np.argsort(-_gain_per_move(request, held_LP, goal_LP), kind="stable")
     refills_N5 = order_refills(
-        request.current.slot_to_expert[first_L].astype(np.int64),
-        goal.slot_to_expert[first_L].astype(np.int64),
+        held_LP[first_L],
+        goal_LP[first_L],
         request.heat_LE[first_L],
         request.topology.ranks_per_node,
         request.topology.slots_per_rank,
@@ -36,12 +37,11 @@ def order_rounds(request: PlanRequest, goal: Placement) -> Rounds:
     return Rounds(refills_N5)
 
 
-def _gain_per_move(request: PlanRequest, current: Placement, goal: Placement) -> FloatArray:
+def _gain_per_move(request: PlanRequest, held_LP: Int64Array, goal_LP: Int64Array) -> FloatArray:
     """What a move takes off its layer's hottest rank, with even shares, which cost nothing; [layers]."""
-    moves_L = (goal.slot_to_expert != current.slot_to_expert).sum(axis=1)
+    moves_L = (goal_LP != held_LP).sum(axis=1)
     before_L, after_L = (
-        rank_loads(request.heat_LE, each, each.even_shares(), request.topology).max(axis=1)
-        for each in (current, goal)
+        even_peaks(each_LP, request.heat_LE, request.topology.ranks) for each_LP in (held_LP, goal_LP)
     )
     gain_L: FloatArray = (before_L - after_L) / np.maximum(moves_L, 1)
     return gain_L
