@@ -114,16 +114,19 @@ def fill_whole(tables: RoutingTables, whole_LE: Int64Array, split_LE1: Int32Arra
     """Writes what a batch does not change. ``whole_LE``: the slot of each expert's first replica with a
     share, plus `ALL` where no other has one. ``split_LE1``: how many experts have several such replicas,
     then which."""
-    experts = whole_LE.shape[1]
-    for layer, (offsets_E1, slots_P, ends_P) in enumerate(zip(*tables.arrays, strict=True)):
-        used = int(offsets_E1[-1])
-        expert_P = np.repeat(np.arange(experts), np.diff(offsets_E1))
-        begins_P = np.concatenate([[0], ends_P[: used - 1]])
-        begins_P[offsets_E1[:-1]] = 0
-        live = np.flatnonzero(ends_P[:used] > begins_P)
-        first_E = live[np.searchsorted(expert_P[live], np.arange(experts))]
-        several_E = np.bincount(expert_P[live], minlength=experts) > 1
-        split = np.flatnonzero(several_E)
-        whole_LE[layer] = slots_P[first_E] + np.where(several_E, 0, ALL)
-        split_LE1[layer, 0] = len(split)
-        split_LE1[layer, 1 : 1 + len(split)] = split
+    offsets_LE1, slots_LP, ends_LP = (np.asarray(array, np.int64) for array in tables.arrays)
+    layers, num_slots = slots_LP.shape
+    begins_LP = np.zeros_like(ends_LP)
+    begins_LP[:, 1:] = ends_LP[:, :-1]
+    np.put_along_axis(begins_LP, offsets_LE1[:, :-1], 0, axis=1)
+    live_LP = (ends_LP > begins_LP) & (np.arange(num_slots) < offsets_LE1[:, -1:])
+    before_LP1 = np.zeros((layers, num_slots + 1), np.int64)  # live ones before each, in its layer
+    np.cumsum(live_LP, axis=1, out=before_LP1[:, 1:])
+    before_LE1 = np.take_along_axis(before_LP1, offsets_LE1, axis=1)
+    several_LE = np.diff(before_LE1, axis=1) > 1
+    layer_N, slot_N = np.nonzero(live_LP)
+    first_LE = slot_N[np.searchsorted(layer_N, np.arange(layers))[:, None] + before_LE1[:, :-1]]
+    whole_LE[:] = np.take_along_axis(slots_LP, first_LE, axis=1) + np.where(several_LE, 0, ALL)
+    layer_N, expert_N = np.nonzero(several_LE)
+    split_LE1[:, 0] = several_LE.sum(axis=1)
+    split_LE1[layer_N, 1 + np.arange(len(layer_N)) - np.searchsorted(layer_N, layer_N)] = expert_N
