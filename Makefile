@@ -18,7 +18,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 
 # What `isotherm bench` can measure.
-BENCHES := heat plan
+BENCHES := heat plan route move
 
 # Engines whose own readers are given our files, and whose planners stand beside ours: the packages alone, since
 # what they need is stood in for, save msgspec, which SGLang keeps its settings in.

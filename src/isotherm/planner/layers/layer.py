@@ -117,7 +117,7 @@ def following(layer: Layer, owner: int, before: int, shared: bool) -> int:
 
 
 @kernel
-def link(layer: Layer, owner: int, before: int, slot: int, shared: bool) -> None:
+def hang_behind(layer: Layer, owner: int, before: int, slot: int, shared: bool) -> None:
     """Makes ``slot`` follow ``before``."""
     if before >= 0 and shared:
         layer.slot_P[before]["next_shared"] = slot
@@ -135,8 +135,8 @@ def put_in(layer: Layer, owner: int, slot: int, shared: bool) -> None:
     before, after = -1, following(layer, owner, -1, shared)
     while 0 <= after < slot:
         before, after = after, following(layer, owner, after, shared)
-    link(layer, owner, slot, after, shared)
-    link(layer, owner, before, slot, shared)
+    hang_behind(layer, owner, slot, after, shared)
+    hang_behind(layer, owner, before, slot, shared)
 
 
 @kernel
@@ -145,7 +145,7 @@ def take_out(layer: Layer, owner: int, slot: int, shared: bool) -> None:
     before, at = -1, following(layer, owner, -1, shared)
     while at != slot:
         before, at = at, following(layer, owner, at, shared)
-    link(layer, owner, before, following(layer, owner, slot, shared), shared)
+    hang_behind(layer, owner, before, following(layer, owner, slot, shared), shared)
 
 
 @kernel
