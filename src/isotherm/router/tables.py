@@ -61,7 +61,9 @@ class RoutingTables:
         layers, num_slots = slot_to_expert_LP.shape
         # Empty slots sort behind every expert.
         key_LP = np.where(slot_to_expert_LP < 0, experts, slot_to_expert_LP).astype(np.int64)
-        slots_LP = np.argsort(key_LP, axis=1, kind="stable")
+        # Integers of 16 bits are sorted by their digits.
+        short_LP = key_LP.astype(np.int16) if experts < 2**15 else key_LP
+        slots_LP = np.argsort(short_LP, axis=1, kind="stable")
         key_LP = np.take_along_axis(key_LP, slots_LP, axis=1)
         shares_LP = np.take_along_axis(shares_LP, slots_LP, axis=1)
         layer_L1 = np.arange(layers)[:, None]
