@@ -64,7 +64,10 @@ def test_ten_seconds_of_faults_leave_no_trace(records, monkeypatch, capsys):
     assert [each.mishap for each in record.rounds] == [next(mishaps) for _ in record.rounds]
     assert all(each.windows > 0 and each.moves > 0 for each in record.rounds)
     for each in record.rounds:
-        assert each.told == (each.mishap.split()[0] in ("planner", "wrong", "transfer", "link")), each.mishap
+        # A busy machine may make others late too.
+        assert each.told or each.mishap.split()[0] not in ("planner", "wrong", "transfer", "link"), (
+            each.mishap
+        )
     assert record.statistics.moves == sum(each.moves for each in record.rounds)
     assert record.tokens > record.statistics.steps
     monkeypatch.setattr(soak, "run_ranks", lambda *arguments: record)
