@@ -82,6 +82,22 @@ def test_a_gain_too_small_moves_nothing_and_a_budget_is_kept():
     assert decide_on(MOVES_DO, config={"max_moves": 0}).action != "moves"
 
 
+def test_a_cap_says_how_fast_weights_move_and_not_whether():
+    """Sixty layers of which each moves one expert: a single move gains a sixtieth of what all gain."""
+    heat = np.tile(100 * np.array(MOVES_DO), (1, 2, 60, 1))
+    many = iso.HeatWindow(
+        heat, np.zeros((60, 2, 3), np.int64), (0, 4, 8), (int(heat.sum()),), tuple(range(60))
+    )
+    placement = iso.Placement(np.repeat(PLACEMENT.slot_to_expert, 60, axis=0), 4)
+    fields = {"placement": placement, "shares": placement.even_shares()}
+    for min_gain, moves in ((0.1, 1), (0.6, 0)):  # all sixty gain 0.5
+        config = {"max_moves": 1, "min_gain": min_gain}
+        decision = make_decision(state(**fields, config=config), many, 8)[1]
+        assert (0 if decision.plan is None else len(decision.plan.moves)) == moves
+        if moves:
+            assert decision.by_shares - decision.by_moves == pytest.approx(0.5 / 60)
+
+
 def test_moves_are_not_searched_where_no_layer_is_above_the_limit():
     below = decide_on(MOVES_DO, config={"max_imbalance": 1.6})
     assert below.by_shares == pytest.approx(1.5)

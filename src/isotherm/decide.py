@@ -218,9 +218,9 @@ def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
     steps = past.trust * past.steps_left(window.end_step, config.plan_life_steps)
     worth_ms = StepTime.of(config).saved_ms(1.0, steps)
     move_ms = moving_ms(state.bytes_per_expert, config.link_bytes_per_second)
-    most = (
-        config.max_moves if move_ms == 0 else min(config.max_moves, int(worth_ms * (by_shares - 1) / move_ms))
-    )
+    all_slots = state.placement.slot_to_expert.size
+    affordable = all_slots if move_ms == 0 else min(all_slots, int(worth_ms * (by_shares - 1) / move_ms))
+    most = min(config.max_moves, affordable)
     if most < 1:
         why = f"no move would pay within the {steps:.0f} steps that traffic may stay as it is"
         return _Moves(why, searched=False)
@@ -230,17 +230,28 @@ def _weigh_moves(state: State, window: HeatWindow, trial: Trial) -> _Moves:
     plan = _plan_moves(state, trial, [case.older_LE for case in trial.cases], most)
     if not plan.moves:
         return _Moves(f"no move lowers the imbalance enough: {by_shares:.3f} by shares alone")
-    gain = trial.move_gain(plan.placement)
-    if not gain.is_sure(config.min_gain, config.confidence):
+    gain, asked = trial.move_gain(plan.placement), config.min_gain
+    if len(plan.moves) == most < affordable and not gain.is_sure(asked, config.confidence):
+        asked = _gain_asked_of_part(state, trial, most, affordable)
+    if not gain.is_sure(asked, config.confidence):
         told = f"{gain.value:.3f} ± {gain.error:.3f} on heat that they were not planned on"
         return _Moves(f"moves would gain {told}, which is too little or may be chance")
     plan = _plan_paying(state, trial, most, worth_ms, move_ms)
     by_moves = trial.worst(plan.placement)
     saved_ms = worth_ms * min(by_shares - by_moves, gain.value)
-    if by_shares - by_moves < config.min_gain or saved_ms <= move_ms * len(plan.moves):
+    if by_shares - by_moves < asked or saved_ms <= move_ms * len(plan.moves):
         why = f"moves that pay for their bytes would gain {max(by_shares - by_moves, 0):.3f}, too little"
         return _Moves(why, None, by_moves)
     return _Moves("", plan, by_moves, saved_ms)
+
+
+def _gain_asked_of_part(state: State, trial: Trial, most: int, affordable: int) -> float:
+    """What ``most`` moves have to gain where a larger change is made of several plans: their part of
+    ``config.min_gain``, if the whole change is sure to gain that. The cap says how fast, not whether."""
+    whole = _plan_moves(state, trial, [case.older_LE for case in trial.cases], affordable)
+    if not trial.move_gain(whole.placement).is_sure(state.config.min_gain, state.config.confidence):
+        return state.config.min_gain
+    return state.config.min_gain * most / max(most, len(whole.moves))
 
 
 def _plan_paying(state: State, trial: Trial, most: int, worth_ms: float, move_ms: float) -> Plan:
