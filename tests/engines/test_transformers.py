@@ -119,18 +119,27 @@ def sums_of_bfloat16_rows(rank):
     hidden_TH = torch.randn(20, 8, generator=generator).bfloat16()
     weights_TK = torch.rand(20, 3, generator=generator)
     slots_TK = torch.randint(0, 10, (20, 3), generator=generator)
-    done = dispatch_tokens(
-        hidden_TH, slots_TK, weights_TK, lambda tiles, slot: tiles,
-        ranks=2, slots_per_rank=5, group=dist.group.WORLD,
+    done, alone = (
+        dispatch_tokens(
+            hidden_TH[:tokens], slots_TK[:tokens], weights_TK[:tokens], lambda tiles, slot: tiles,
+            ranks=2, slots_per_rank=5, group=dist.group.WORLD,
+        )
+        for tokens in (20, 20 * rank)
     )  # fmt: skip
     wanted_TH = sum(hidden_TH.float() * weights_TK[:, choice, None] for choice in range(3))
-    return done.output, wanted_TH.bfloat16()
+    return done.output, wanted_TH.bfloat16(), alone.output
 
 
 def test_results_are_added_in_the_wider_dtype(ranks):
-    for _, _, (output, wanted) in ranks:
+    for _, _, (output, wanted, _) in ranks:
         assert output.dtype == torch.bfloat16
         assert output.equal(wanted)
+
+
+def test_a_rank_without_tokens_computes_those_of_others(ranks):
+    (*_, (*_, nothing)), (*_, (_, wanted, alone)) = ranks
+    assert nothing.shape == (0, 8)
+    assert alone.equal(wanted)
 
 
 # The hot experts stand alone on rank 0, so that no share can balance the ranks.

@@ -12,9 +12,9 @@ import isotherm as iso
 from isotherm.bench.plan_heat import draw_heat
 from isotherm.placement import check_shares, rank_loads
 from isotherm.planner import PlanRequest, balanced_shares, imbalance_bound, make_plan
+from isotherm.planner.locality.crossing import crossing_bound, crossing_pairs
 from isotherm.planner.locality.rank_kernels import trade_ranks
 from isotherm.planner.locality.shares import near_shares
-from isotherm.planner.outlook.crossing import crossing_bound, crossing_pairs
 
 
 def fewest_crossing(source_NE, expert_P, ranks, peak):

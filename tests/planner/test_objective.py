@@ -11,7 +11,7 @@ import isotherm as iso
 from isotherm.decide import State, make_decision
 from isotherm.placement import rank_loads
 from isotherm.planner import balanced_shares
-from isotherm.planner.outlook.crossing import crossing_bound, crossing_pairs, node_shares
+from isotherm.planner.locality.crossing import crossing_bound, crossing_pairs, node_shares
 from isotherm.planner.outlook.several import plan_for_worst
 from isotherm.planner.served.objective import ReadLoad, TokenLoad
 

@@ -11,7 +11,7 @@ from isotherm.bench.figures import Figure, Section, Target
 from isotherm.bench.plan_heat import Heats
 from isotherm.placement import Plan
 from isotherm.planner import plan
-from isotherm.planner.outlook.crossing import crossing_bound, crossing_pairs
+from isotherm.planner.locality.crossing import crossing_bound, crossing_pairs
 from isotherm.topology import Topology
 
 RANKS = 32

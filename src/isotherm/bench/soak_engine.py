@@ -117,7 +117,7 @@ class SoakEngine:
     def step(self) -> Statistics:
         """One forward pass; what the balancer says of itself after it."""
         rng = np.random.default_rng([self._seed, self.rank, self.steps])
-        tokens = int(rng.integers(1, _TOKENS_AT_MOST + 1))
+        tokens = int(rng.integers(0, _TOKENS_AT_MOST + 1))
         decode = int(rng.integers(0, tokens + 1))
         hidden_TH = torch.from_numpy(rng.standard_normal((tokens, _HIDDEN), np.float32))
         weights_TK = torch.from_numpy(rng.random((tokens, SHAPE.top_k), np.float32))

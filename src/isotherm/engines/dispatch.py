@@ -69,7 +69,7 @@ def dispatch_tokens(
 
     rows = hidden_TH.new_zeros(tokens * top_k, hidden_TH.shape[1])
     rows[order] = returned
-    rows_TKH = rows.view(tokens, top_k, -1)
+    rows_TKH = rows.view(tokens, top_k, hidden_TH.shape[1])
     output = hidden_TH.new_zeros(
         hidden_TH.shape, dtype=torch.promote_types(hidden_TH.dtype, weights_TK.dtype)
     )
