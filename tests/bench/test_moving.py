@@ -1,6 +1,7 @@
 """Some seconds of the soak, and of the benchmark of moving, and that they would notice."""
 
 import json
+import threading
 from collections import deque
 from dataclasses import replace
 
@@ -10,9 +11,11 @@ import torch
 
 from isotherm import Placement
 from isotherm.bench import move, move_engine, soak
+from isotherm.bench.accounts import read_accounts
 from isotherm.bench.engine import EP2
 from isotherm.bench.move import measure_on_ranks
 from isotherm.bench.move_engine import BYTES_PER_EXPERT, MOVES, PER_STEP
+from isotherm.bench.move_steps import accounts_section
 from isotherm.bench.options import BenchOptions
 from isotherm.bench.ranks import run_ranks
 from isotherm.bench.soak import measure_soak, soak_on_ranks
@@ -95,13 +98,70 @@ def test_moving_is_measured_while_weights_move(records, monkeypatch, capsys):
     assert record.wire_bytes == record.planned_bytes == len(record.published) * MOVES * BYTES_PER_EXPERT
     assert record.copied_bytes == 0
     assert list(record.calls_ms) == ["off", "observing", "moving"]
-    assert {samples.shape for samples in record.calls_ms.values()} == {(12, 2)}
+    assert {samples.shape for samples in record.calls_ms.values()} == {(12, 3)}
+    assert all((samples > 0).all() for samples in record.calls_ms.values())
+    for accounts_TA in record.accounts_ms.values():
+        wall_T, engine_T, others_T, waited_T = accounts_TA.T
+        # No thread of one rank has more than the time on the wall, and clocks of two kinds differ a little.
+        assert (engine_T <= 1.02 * wall_T).all()
+        assert (others_T >= 0).all()
+        assert (np.isnan(waited_T) | (waited_T >= 0)).all()
     monkeypatch.setattr(move, "run_ranks", lambda *arguments: replace(record, copied_bytes=1, wire_bytes=0))
     assert run_bench(BenchOptions("move", quick=True)) == 0
     told = capsys.readouterr()
     assert "observing and moving" in told.err
     for name in ("bytes of weights copied", "bytes on the wire"):
         assert f"falls short: move: {name}" in told.out
+    for name in ("beyond torch.take of the same ids", "moving - off, beyond other threads"):
+        assert name in told.out
+
+
+def test_other_threads_are_told_from_the_one_that_asks():
+    before = read_accounts()
+    other = threading.Thread(target=sum, args=(range(3_000_000),))
+    other.start()
+    other.join()
+    _, engine, others, waited = read_accounts() - before
+    assert 0 <= engine < others
+    assert np.isnan(waited) or waited >= 0
+
+
+def test_what_a_placement_needs_anyway_is_not_counted_as_ours(records):
+    *_, record = records
+    samples_N3 = np.array([[0.01, 0.3, 0.25], [0.03, 0.3, 0.25], [0.02, 0.3, 0.25]])
+    section = move._calls(replace(record, calls_ms=dict.fromkeys(record.calls_ms, samples_N3)))
+    assert section.figure("moving", "both").value == pytest.approx(0.32)
+    assert section.figure("moving", "both - torch.take").value == pytest.approx(0.07)
+    reached = {target.name: target.ok for target in section.targets}
+    assert reached["all calls of a step while moving, beyond torch.take of the same ids, CPU ms"]
+    assert not reached["all calls of a step while moving, mapping included, CPU ms"]
+
+
+def accounts(*steps):
+    """Twenty turns of the same block: wall, engine, other threads, waiting."""
+    return {
+        name: np.tile(np.array(each, float), (20, 1))
+        for name, each in zip(("off", "observing", "moving"), steps, strict=True)
+    }
+
+
+@pytest.mark.parametrize(("spare_cores", "beyond"), [(0, 0.5), (2, 3.5)])
+def test_a_step_that_takes_longer_than_other_threads_explain_falls_short(spare_cores, beyond):
+    taken = accounts([77, 76, 1, 1], [77.5, 76, 1.5, 1.5], [80.5, 76.5, 4, 4])
+    section = accounts_section(taken, spare_cores=spare_cores)
+    assert section.figure("moving - off", "other threads, CPU").value == pytest.approx(3)
+    assert section.figure("moving - off", "beyond other threads").value == pytest.approx(beyond)
+    assert [target.ok for target in section.targets] == [False]
+
+
+def test_a_step_that_gave_its_core_to_other_threads_is_explained_where_no_core_is_left():
+    taken = accounts([77, 76, 1, np.nan], [77, 76, 1, np.nan], [80, 76, 4, np.nan])
+    explained = accounts_section(taken, spare_cores=0)
+    assert explained.figure("moving - off", "beyond other threads").value == 0
+    assert [target.ok for target in explained.targets] == [True]
+    assert [target.ok for target in accounts_section(taken, spare_cores=1).targets] == [False]
+    with pytest.raises(KeyError):  # the system does not tell
+        explained.figure("off", "waiting for a core")
 
 
 def test_plans_on_purpose_move_as_many_experts_as_they_say_and_keep_all_of_them():

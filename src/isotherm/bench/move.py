@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from isotherm import planner, router
 from isotherm.arrays import FloatArray
+from isotherm.bench.accounts import ACCOUNTS, read_accounts
 from isotherm.bench.arms import Arm
 from isotherm.bench.clocks import quiet
-from isotherm.bench.engine import EP2
+from isotherm.bench.engine import EP2, TOKENS
 from isotherm.bench.figures import Figure, Report, Section, Target
 from isotherm.bench.machine import describe_machine
 from isotherm.bench.move_engine import (
@@ -27,6 +28,7 @@ from isotherm.bench.move_engine import (
     Published,
     WeightCopies,
 )
+from isotherm.bench.move_steps import accounts_section, steps_section
 from isotherm.bench.ranks import run_ranks
 from isotherm.bench.traffic import SHAPE
 from isotherm.bench.turns import take_turns
@@ -37,7 +39,8 @@ from isotherm.status import State
 _STEPS = 6
 """Steps with work in a block, and as many without."""
 _COPY_STEPS = 8
-_CLOCKS = ("begin and end", "mapping and counting")
+_CLOCKS = ("begin and end", "mapping and counting", "torch.take")
+_BEYOND = "both - torch.take"
 _UNITS_MS = 1e-6
 
 _NOTE = (
@@ -46,22 +49,27 @@ _NOTE = (
     "Blocks take turns, A B C C B A; ranks meet before a block. "
 )
 _CALLS_NOTE = _NOTE + (
-    "CPU time of the engine's thread in Isotherm alone, averaged over both ranks: begin_step and end_step, "
-    "which put tables in force and hand over, and route for 58 layers, which maps and counts (held to "
-    "torch.take by `isotherm bench heat`). off maps too, and counts nothing."
+    "CPU time of the engine's thread in Isotherm alone, in steps without work, averaged over both ranks: "
+    "begin_step and end_step, which put tables in force and hand over, and route for 58 layers, which maps "
+    "and counts. off maps too, and counts nothing. In the same steps, now before and now behind: torch.take "
+    "of the same ids from a table for each layer, the look-up that an engine makes for any placement but "
+    "experts in their own order, with us or without."
 )
-_STEPS_NOTE = _NOTE + (
-    f"Blocks of {_STEPS} steps with work of about 40 ms; differences are those of the blocks' medians "
-    "within a turn. Moving shares the cores with the heartbeat, the planner, the carrier and gloo of both "
-    "processes; on two cores with two engines none is left over for them."
-)
+_STEPS_NOTE = _NOTE + f"Blocks of {_STEPS} steps. "
 
 
 @dataclass(frozen=True, eq=False)
 class MoveRecord:
-    """What the ranks measured together. ``wire_bytes``, ``planned_bytes``: over all ranks and plans."""
+    """What the ranks measured together.
+
+    Attributes:
+        steps_ms, calls_ms, accounts_ms: by arm: wall time of steps, [turns, steps]; CPU time of the calls in
+            a step, [all steps, `_CLOCKS`]; where a step's time went, [turns, `ACCOUNTS`].
+        wire_bytes, planned_bytes: over all ranks and plans.
+    """
 
     steps_ms: dict[str, FloatArray]
+    accounts_ms: dict[str, FloatArray]
     calls_ms: dict[str, FloatArray]
     build_ms: list[float]
     load_ms: list[float]
@@ -82,7 +90,13 @@ def measure_moving(*, quick: bool, tell: Callable[[str], None]) -> Report:
     router.warm_up()
     tell("two processes: steps with balancing off, observing and moving, in turns ...")
     record = run_ranks(measure_on_ranks, quick)
-    sections = (_calls(record), _steps(record), _tables(record), _plans(record))
+    sections = (
+        _calls(record),
+        steps_section(_STEPS_NOTE, record.steps_ms),
+        accounts_section(record.accounts_ms),
+        _tables(record),
+        _plans(record),
+    )
     return Report("move", machine, time.monotonic() - begun, sections)
 
 
@@ -102,10 +116,12 @@ def measure_on_ranks(quick: bool) -> MoveRecord:
     totals = torch.tensor([moving.link.weight_bytes, planned, copied])
     dist.all_reduce(totals)
     wire, planned, copied = totals.tolist()
-    blocks = {name: values.reshape(len(values), 3, _STEPS) for name, values in taken.items()}
+    cuts = np.cumsum([_STEPS, len(ACCOUNTS)])
+    blocks = {name: np.split(values, cuts, axis=1) for name, values in taken.items()}
     return MoveRecord(
-        {name: values[:, 0] for name, values in blocks.items()},
-        {name: values[:, 1:].transpose(0, 2, 1).reshape(-1, 2) for name, values in blocks.items()},
+        {name: steps for name, (steps, _, _) in blocks.items()},
+        {name: accounts for name, (_, accounts, _) in blocks.items()},
+        {name: calls.reshape(-1, len(_CLOCKS)) for name, (_, _, calls) in blocks.items()},
         build_ms,
         load_ms,
         copied,
@@ -134,28 +150,44 @@ def _arms(moving: MovingEngine) -> list[Arm]:
 
 
 def _time_block(moving: MovingEngine) -> list[float]:
-    """Milliseconds: of steps with work, wall; then of steps without, CPU: beginning and ending; mapping."""
-    steps, ends, maps = [], [], []
+    """Milliseconds: of steps with work, wall; where they went, per step; of the calls of steps without."""
+    steps, begun = [], read_accounts()
     for _ in range(_STEPS):
-        begun = time.perf_counter_ns()
+        step_begun = time.perf_counter_ns()
         batch = moving.begin_step()
         for layer in range(SHAPE.layers):
             moving.engine.work()
             moving.balancer.route(layer, moving.engine.ids[batch + layer])
         moving.balancer.end_step()
-        steps.append((time.perf_counter_ns() - begun) * _UNITS_MS)
-    for _ in range(_STEPS):
-        stamps = [time.thread_time_ns()]
-        batch = moving.begin_step()
-        stamps.append(time.thread_time_ns())
-        moving.route_all(batch)
-        stamps.append(time.thread_time_ns())
-        moving.balancer.end_step()
-        begin, middle, end = np.diff([*stamps, time.thread_time_ns()]) * _UNITS_MS
-        ends.append(begin + end)
-        maps.append(middle)
+        steps.append((time.perf_counter_ns() - step_begun) * _UNITS_MS)
+    accounts = (read_accounts() - begun) / _STEPS
+    calls = [time_ms for number in range(_STEPS) for time_ms in _time_calls(moving, number % 2 == 0)]
     moving.note()
-    return [*steps, *ends, *maps]
+    return [*steps, *accounts, *calls]
+
+
+def _time_calls(moving: MovingEngine, looks_up_first: bool) -> tuple[float, float, float]:
+    """Milliseconds of CPU in a step without work, as `_CLOCKS` names them."""
+    batch = moving.engine.begin_step()
+    looked_up = _time_look_up(moving, batch) if looks_up_first else 0.0
+    stamps = [time.thread_time_ns()]
+    moving.balancer.begin_step(TOKENS, num_decode_tokens=TOKENS)
+    stamps.append(time.thread_time_ns())
+    moving.route_all(batch)
+    stamps.append(time.thread_time_ns())
+    moving.balancer.end_step()
+    begin, mapped, end = np.diff([*stamps, time.thread_time_ns()]) * _UNITS_MS
+    if not looks_up_first:
+        looked_up = _time_look_up(moving, batch)
+    return begin + end, mapped, looked_up
+
+
+def _time_look_up(moving: MovingEngine, batch: int) -> float:
+    """Milliseconds of CPU in which the slots of all layers are looked up, and nothing else."""
+    begun = time.thread_time_ns()
+    for layer in range(SHAPE.layers):
+        torch.take(moving.plain_tables[layer], moving.engine.ids[batch + layer])
+    return (time.thread_time_ns() - begun) * _UNITS_MS
 
 
 def _copied_bytes(moving: MovingEngine) -> int:
@@ -185,13 +217,12 @@ def _time_tables(moving: MovingEngine, times: int) -> tuple[list[float], list[fl
 
 
 def _calls(record: MoveRecord) -> Section:
-    figures, medians = [], {}
-    for name, samples_N2 in record.calls_ms.items():
-        for column, samples in zip(_CLOCKS, samples_N2.T, strict=True):
-            figures.append(Figure.of(name, column, "ms", samples.tolist()))
-        both = Figure.of(name, "both", "ms", samples_N2.sum(axis=1).tolist())
-        figures.append(both)
-        medians[name] = both.value
+    figures = []
+    for name, samples_N3 in record.calls_ms.items():
+        ends_N, maps_N, look_ups_N = samples_N3.T
+        columns = dict(zip(_CLOCKS, samples_N3.T, strict=True))
+        columns |= {"both": ends_N + maps_N, _BEYOND: ends_N + maps_N - look_ups_N}
+        figures += [Figure.of(name, column, "ms", samples.tolist()) for column, samples in columns.items()]
     section = Section("Engine's thread in Isotherm, CPU time per step", _CALLS_NOTE, tuple(figures))
     targets = (
         Target(
@@ -199,27 +230,19 @@ def _calls(record: MoveRecord) -> Section:
             section.figure("moving", _CLOCKS[0]).value,
             0.2,
         ),
-        Target("all calls of a step while moving, mapping included, CPU ms", medians["moving"], 0.2),
+        Target(
+            "all calls of a step while moving, beyond torch.take of the same ids, CPU ms",
+            section.figure("moving", _BEYOND).value,
+            0.2,
+        ),
+        Target(
+            "all calls of a step while moving, mapping included, CPU ms",
+            section.figure("moving", "both").value,
+            0.2,
+        ),
         Target("bytes of weights copied on the engine's thread", record.copied_bytes, 0),
     )
     return replace(section, targets=targets)
-
-
-def _steps(record: MoveRecord) -> Section:
-    figures = [
-        Figure.with_tail(name, "a step", "ms", samples.ravel().tolist())
-        for name, samples in record.steps_ms.items()
-    ]
-    blocks = {name: np.median(samples, axis=1) for name, samples in record.steps_ms.items()}
-    for name in ("observing", "moving"):
-        differences = blocks[name] - blocks["off"]
-        figures.append(Figure.of_differences(name, "minus off", "ms", differences.tolist()))
-        parts = 100 * differences / np.median(blocks["off"])
-        figures.append(Figure.of_differences(name, "minus off, of a step", "%", parts.tolist()))
-    section = Section("Engine's steps, wall time", _STEPS_NOTE, tuple(figures))
-    lowest = section.figure("moving", "minus off, of a step").low
-    target = Target("a step's wall time, moving - off, lower end of the 95 % interval, %", lowest, 0.0)
-    return replace(section, targets=(target,))
 
 
 def _tables(record: MoveRecord) -> Section:

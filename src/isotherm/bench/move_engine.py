@@ -72,6 +72,8 @@ class MovingEngine:
 
     def __init__(self, *, quick: bool) -> None:
         self.engine = SyntheticEngine(dist.get_rank(), quick=quick)
+        self.plain_tables = torch.arange(SHAPE.experts).repeat(SHAPE.layers, 1).unbind()
+        """What an engine without balancing looks slots up in, layer by layer."""
         self.weights = [
             {"w": torch.zeros((EP2.slots_per_rank, BYTES_PER_EXPERT), dtype=torch.uint8)}
             for _ in range(SHAPE.layers)
