@@ -31,15 +31,16 @@ LIMITS = Limits(
 )
 # A busy machine leaves a rank alone for longer than a fault lasts: nothing else may be counted there.
 PATIENT = replace(LIMITS, planning_seconds=2.0, moving_seconds=2.0, stalled_seconds=60.0)
+ONLY_STALLED = replace(LIMITS, planning_seconds=60.0, moving_seconds=60.0)
 FAULTS = [
-    # what, on which rank
-    ("planner raises", 0),
-    ("planner hangs", 0),
-    ("wrong digest", 0),
-    ("wrong digest", 1),
-    ("transfer fails", 0),
-    ("transfer fails", 1),
-    ("transfer late", 1),
+    # what, on which rank, in which state; None: in any
+    ("planner raises", 0, State.PLANNING),
+    ("planner hangs", 0, State.OBSERVING),
+    ("wrong digest", 0, None),
+    ("wrong digest", 1, State.PLANNING),
+    ("transfer fails", 0, State.MOVING),
+    ("transfer fails", 1, State.DEGRADED),
+    ("transfer late", 1, State.MOVING),
 ]
 STEPS_AT_MOST = 4000
 
@@ -125,6 +126,8 @@ def live_through(engine, fault):
         if engine.steps % 8 == 0 and engine.is_everywhere(recovered):
             break
     happened = fault.has_fired == (engine.rank == fault.rank)
+    if fault.has_fired and fault.state is not None:
+        happened = fault.struck_in is fault.state
     return happened, told, recovered, State.DEGRADED in seen, engine.wrong, now.failures.total
 
 
@@ -137,8 +140,8 @@ def suffer(rank, ranks, folder):
     engine = Engine(rank, ranks, folder, PATIENT)
     outcomes = []
     with no_waits() as meter:
-        for what, on_rank in FAULTS:
-            fault = fail_at(on_rank, engine.steps, what, seconds=60.0)
+        for what, on_rank, state in FAULTS:
+            fault = fail_at(on_rank, engine.steps, what, seconds=60.0, state=state)
             outcomes.append(live_through(engine, fault))
     statistics = engine.balancer.statistics()
     engine.balancer.close()
@@ -150,12 +153,9 @@ def test_every_fault_ends_by_itself(tmp_path):
     make_weight_files(tmp_path, ranks)
     results = run_ranks(suffer, ranks, tmp_path, ranks, str(tmp_path))
     for outcomes, statistics, waits, replicas, records in results:
-        for (what, rank), outcome in zip(FAULTS, outcomes, strict=True):
+        for fault, outcome in zip(FAULTS, outcomes, strict=True):
             happened, told, recovered, was_degraded, wrong, _ = outcome
-            assert (happened, told, recovered, was_degraded, wrong) == (True, True, True, True, 0), (
-                what,
-                rank,
-            )
+            assert (happened, told, recovered, was_degraded, wrong) == (True, True, True, True, 0), fault
         assert waits == []
         assert statistics.waits == 0
         assert replicas
@@ -179,7 +179,7 @@ def make_weight_files(folder, ranks):
 def freeze_and_die(rank, folder):
     """Rank 1 is stopped for a while: the engine of rank 0 makes no collective, so it goes on. At the end
     rank 1 dies in the middle of a step."""
-    engine = Engine(rank, 2, folder)
+    engine = Engine(rank, 2, folder, ONLY_STALLED)
     fail_at(1, 40, "rank pauses", seconds=1.5).arm(engine.balancer)
     states, since = [], set()
     while engine.steps < 300:

@@ -16,7 +16,7 @@ from isotherm.control.heartbeat import step_of
 from isotherm.errors import LinkError
 from isotherm.mover import HostTransport
 from isotherm.mover.schedule import Fill
-from isotherm.status import FailureKind
+from isotherm.status import FailureKind, State
 
 What = Literal[
     "planner raises",
@@ -39,6 +39,16 @@ _KINDS: dict[str, FailureKind] = {
     "rank pauses": "stalled",
 }
 
+_COME_LATER: dict[str, frozenset[State]] = {
+    "planner raises": frozenset({State.PLANNING}),
+    "planner hangs": frozenset({State.PLANNING}),
+    "transfer fails": frozenset(State) - {State.MOVING},
+}
+"""States that come while what goes wrong is under way already: an attempt begins before anybody is told of
+it, and a transfer goes on when it is late and was called off."""
+
+_LOOK_SECONDS = 0.0005
+
 
 class HastyTransport(HostTransport):
     """Says that the first fill has arrived without carrying it, so its slot is published with the
@@ -55,18 +65,31 @@ class HastyTransport(HostTransport):
 class Fault:
     """Something that goes wrong once, on one rank, at the first occasion from a step on. See `fail_at`.
 
-    ``kind``: what it is counted as where it lasts longer than a deadline.
+    Attributes:
+        kind: what it is counted as where it lasts longer than a deadline.
+        has_fired: whether it has happened, on this rank.
+        struck_in: the state that the rank told when it happened; None before.
     """
 
-    def __init__(self, rank: int, step: int, what: What, seconds: float) -> None:
+    def __init__(
+        self, rank: int, step: int, what: What, seconds: float, state: State | None, patience_steps: int
+    ) -> None:
         self.rank = rank
         self.step = step
         self.what = what
         self.seconds = seconds
-        self.kind = _KINDS[what]
-        self.has_fired = False
-        self._now: Callable[[], bool] = lambda: False
+        self.state = state
+        is_late = what == "transfer fails" and state not in (None, State.MOVING)
+        self.kind: FailureKind = "transfer_late" if is_late else _KINDS[what]
+        self.struck_in: State | None = None
+        self._patience_steps = patience_steps
+        self._is_begun = False
+        self._look: Callable[[], tuple[int, State]] = lambda: (-1, State.OBSERVING)
         self._is_over = threading.Event()
+
+    @property
+    def has_fired(self) -> bool:
+        return self.struck_in is not None
 
     def end(self) -> None:
         """Ends what lasts, sooner than after its seconds; not a pause. Once ended it may still happen, and
@@ -80,9 +103,39 @@ class Fault:
             _BreakingLink.put_into(balancer, self)
         if balancer.rank != self.rank or self.what == "link breaks":
             return
-        self._now = lambda: balancer.statistics().steps >= self.step
+
+        def look() -> tuple[int, State]:
+            now = balancer.statistics()
+            return now.steps, now.state
+
+        self._look = look
         owner, name, happen = self._place(balancer)
         self._wrap(owner, name, happen)
+
+    def is_due(self, step: int, state: State) -> bool:
+        """Whether it may happen to a rank in ``state`` that has ended ``step``."""
+        is_there = self.state is None or state is self.state
+        return step >= self.step and (is_there or step >= self.step + self._patience_steps)
+
+    def strike(self, state: State) -> None:
+        """It happens now, to a rank in ``state``."""
+        self.struck_in = state
+
+    def _may_begin(self) -> bool:
+        step, state = self._look()
+        comes_later = self.state in _COME_LATER.get(self.what, ())
+        return self.is_due(step, state) or (comes_later and step >= self.step)
+
+    def _strike(self) -> None:
+        """It happens now, or, where its state comes later, as soon as that has come."""
+        first, state = self._look()
+        step = first if self.state in _COME_LATER.get(self.what, ()) else first + self._patience_steps
+        while state is not self.state and step < first + self._patience_steps:
+            is_over = self._is_over.wait(_LOOK_SECONDS)
+            step, state = self._look()
+            if is_over:
+                break
+        self.strike(state)
 
     def _place(self, balancer: Balancer) -> tuple[Any, str, Callable[..., Any]]:
         """What is called when it happens: an attribute, and what takes its place once."""
@@ -93,7 +146,7 @@ class Fault:
         places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
             "planner raises": (balancer._loop, "_plan", self._raise),
             "planner hangs": (balancer._loop, "_plan", self._sleep_before),
-            "wrong digest": (balancer._loop.announcer, "_digest", lambda real, data: int(real(data)) ^ 1),
+            "wrong digest": (balancer._loop.announcer, "_digest", self._falsify),
             "transfer fails": (transport, "carry", self._spoil),
             "transfer late": (transport, "carry", self._sleep_before),
             "rank pauses": (balancer._forward, "begin", self._pause_before),
@@ -104,9 +157,9 @@ class Fault:
         real = getattr(owner, name)
 
         def call(*args: Any) -> Any:
-            if self.has_fired or not self._now():
+            if self._is_begun or not self._may_begin():
                 return real(*args)
-            self.has_fired = True
+            self._is_begun = True
             if getattr(owner, name) is call:  # not under another fault
                 setattr(owner, name, real)
             return happen(real, *args)
@@ -114,9 +167,15 @@ class Fault:
         setattr(owner, name, call)
 
     def _raise(self, real: Callable[..., Any], *args: Any) -> Any:
+        self._strike()
         raise RuntimeError(f"{self.what}, on purpose")
 
+    def _falsify(self, real: Callable[..., Any], data: bytes) -> int:
+        self._strike()
+        return int(real(data)) ^ 1
+
     def _sleep_before(self, real: Callable[..., Any], *args: Any) -> Any:
+        self._strike()
         self._is_over.wait(self.seconds)
         return real(*args)
 
@@ -124,6 +183,7 @@ class Fault:
         """Half of the bytes have come, and they are wrong. The other ranks' part of the call is made."""
         transport = real.__self__  # type: ignore[attr-defined]
         real(fills, link)
+        self._strike()
         for fill in fills:
             if transport._topology.rank_of(fill.target) == link.rank:
                 for view in transport._weights.target(fill):
@@ -132,6 +192,7 @@ class Fault:
 
     def _pause_before(self, real: Callable[..., Any], *args: Any) -> Any:
         """Stops this process, all its threads; another one lets it go on."""
+        self._strike()
         wake = f"import os, signal, time; time.sleep({self.seconds}); os.kill({os.getpid()}, signal.SIGCONT)"
         with subprocess.Popen([sys.executable, "-S", "-c", wake]):
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -142,23 +203,28 @@ class _BreakingLink:
     """A link that breaks in the middle of a round, the same on every rank: all have its headers, and one rank
     gets as far as it can without the others, who do not even act. Counts no bytes."""
 
-    def __init__(self, link: Link, fault: Fault) -> None:
+    def __init__(self, link: Link, fault: Fault, state: Callable[[], State]) -> None:
         self._link = link
         self._fault = fault
+        self._state = state
         self._is_broken = False
         self.rank, self.size = link.rank, link.size
         self.sent_bytes = 0
 
     @classmethod
     def put_into(cls, balancer: Balancer, fault: Fault) -> None:
-        balancer._heartbeat._link = cls(balancer._heartbeat._link, fault)
+        watch = balancer._loop.watch
+        # As the last round left it: the same on all ranks, whatever one of them says of a round that is late.
+        balancer._heartbeat._link = cls(balancer._heartbeat._link, fault, lambda: watch.life.state)
 
     def all_gather(self, words_W: Any, out: Any = None) -> Any:
         self._check()
         gathered_GW = self._link.all_gather(words_W, out)
         # Headers alone are gathered in place; all ranks read the same of them.
-        if out is not None and not self._fault.has_fired and step_of(out) >= self._fault.step:
-            self._is_broken = self._fault.has_fired = True
+        is_round, state = out is not None, self._state()
+        if is_round and not self._fault.has_fired and self._fault.is_due(step_of(out), state):
+            self._is_broken = True
+            self._fault.strike(state)
             if self.rank != self._fault.rank:
                 self._check()
         return gathered_GW
@@ -179,7 +245,15 @@ class _BreakingLink:
             raise LinkError("link breaks, on purpose")
 
 
-def fail_at(rank: int, step: int, what: What, *, seconds: float = 30.0) -> Fault:
+def fail_at(
+    rank: int,
+    step: int,
+    what: What,
+    *,
+    seconds: float = 30.0,
+    state: State | None = None,
+    patience_steps: int = 1000,
+) -> Fault:
     """A fault of ``rank``, at the first occasion from ``step`` on, once; ``arm`` puts it into a balancer.
 
     Args:
@@ -190,6 +264,9 @@ def fail_at(rank: int, step: int, what: What, *, seconds: float = 30.0) -> Fault
             part ``seconds`` later. ``link breaks``: the heartbeat's link of all ranks, in the same round, of
             which this rank alone takes in what it can; to be armed on all before any ends ``step``.
             ``rank pauses``: its process is stopped for ``seconds`` (SIGSTOP).
+        state: it happens while the rank tells this state; None: in any. An attempt to plan waits until it is
+            known to all; a transfer that is to fail in another state than moving is late until that comes.
+        patience_steps: after so many steps in which that did not come about it happens in any state.
 
     Raises:
         ValueError: an unknown fault, or one of the planner on another rank than 0.
@@ -200,4 +277,4 @@ def fail_at(rank: int, step: int, what: What, *, seconds: float = 30.0) -> Fault
         raise ValueError(f"{what!r} on rank {rank} never happens: rank 0 plans")
     if what == "rank pauses" and not hasattr(signal, "SIGSTOP"):
         raise ValueError("this system has no SIGSTOP, so no rank can be made to pause")
-    return Fault(rank, step, what, seconds)
+    return Fault(rank, step, what, seconds, state, patience_steps)
