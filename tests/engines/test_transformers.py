@@ -12,6 +12,7 @@ from isotherm import Config, Placement, Topology
 from isotherm.engines.dispatch import TILE_ROWS, _compute, dispatch_tokens
 from isotherm.engines.transformers import moe_shape, parallelize
 from isotherm.engines.transformers.experts import find_experts
+from isotherm.errors import IsothermError
 from ranks import run_ranks
 
 CONFIG = Qwen3MoeConfig(
@@ -98,7 +99,7 @@ def against_stock(rank):
 
 
 def test_logits_generation_padding_and_counts_against_stock(ranks):
-    results = [result for result, _, _ in ranks]
+    results = [result for result, *_ in ranks]
     sizes = [2 * 17, 2 * 18]
     for seen, size in zip(results, sizes, strict=True):
         assert seen["error"] < 1e-5
@@ -131,13 +132,13 @@ def sums_of_bfloat16_rows(rank):
 
 
 def test_results_are_added_in_the_wider_dtype(ranks):
-    for _, _, (output, wanted, _) in ranks:
+    for _, _, (output, wanted, _), _ in ranks:
         assert output.dtype == torch.bfloat16
         assert output.equal(wanted)
 
 
 def test_a_rank_without_tokens_computes_those_of_others(ranks):
-    (*_, (*_, nothing)), (*_, (_, wanted, alone)) = ranks
+    (*_, (*_, nothing), _), (*_, (_, wanted, alone), _) = ranks
     assert nothing.shape == (0, 8)
     assert alone.equal(wanted)
 
@@ -166,8 +167,56 @@ def on_and_off(rank):
     return all(map(torch.equal, on, off)), statistics
 
 
+def raised(function, *args, **kwargs):
+    with pytest.raises((ValueError, IsothermError)) as caught:
+        function(*args, **kwargs)
+    return str(caught.value)
+
+
+def misused(rank):
+    """What is said where a model is spread, loaded, called or trained otherwise than it can be, and that it
+    answers as stock afterwards."""
+    stock, model, ids = make_model(), make_model(), make_ids(rank, 0)
+    four = Topology.for_model(experts=8, redundant=4, ranks=4)
+    said = {"ranks": raised(parallelize, model, dist.group.WORLD, topology=four)}
+    other = Placement([[0, 1, 2, 3, 4, 5, 6, 7]] * 2, 8)
+    said["slots"] = raised(parallelize, model, dist.group.WORLD, topology=TOPOLOGY, placement=other)
+    engine = parallelize(model, dist.group.WORLD, topology=TOPOLOGY)  # nothing of it was cut before
+    said["twice"] = raised(parallelize, model, dist.group.WORLD, topology=TOPOLOGY)
+    state = make_model().state_dict()
+    state["lm_head.weight"] += 1.0
+    name = next(name for name in state if name.endswith("gate_up_proj"))
+    said["shape"] = raised(engine.load_state_dict, {**state, name: state[name][:4]})
+    said["nothing"] = raised(model)
+    loss = model(ids).logits.sum()
+    said["backward"] = raised(loss.backward)
+    with torch.inference_mode():
+        mask = torch.ones_like(ids)
+        mask[0, :5] = 0
+        before = engine.balancer._collector._tokens_K[0]
+        model(ids, mask)
+        counted = engine.balancer._collector._tokens_K[0] - before
+        part = (model.model(ids).last_hidden_state - stock.model(ids).last_hidden_state).abs().max()
+        error = (model(ids).logits - stock(ids).logits).abs().max()
+    engine.close()
+    return said, counted, float(part), float(error)
+
+
+def test_what_cannot_be_is_refused_before_it_does_harm(ranks):
+    for *_, (said, counted, part, error) in ranks:
+        assert "the group has 2 ranks, the topology 4" in said["ranks"]
+        assert "the shape and topology need (2, 10)" in said["slots"]
+        assert "was parallelized before" in said["twice"]
+        assert "gate_up_proj has shape (4, 48, 32), in the stock model (8, 48, 32)" in said["shape"]
+        assert "input_ids or inputs_embeds" in said["nothing"], "the model's own words"
+        assert "have no gradients" in said["backward"]
+        assert counted in (2 * 17 - 5, 2 * 18 - 5), "padding of a mask that is given by place"
+        assert part < 1e-5, "a part of the model called by itself, after a batch with padding"
+        assert error < 1e-5
+
+
 def all_of_these(rank):
-    return against_stock(rank), on_and_off(rank), sums_of_bfloat16_rows(rank)
+    return against_stock(rank), on_and_off(rank), sums_of_bfloat16_rows(rank), misused(rank)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +226,7 @@ def ranks(tmp_path_factory):
 
 
 def test_every_logit_is_equal_bit_for_bit_with_balancing_on_and_off(ranks):
-    for _, (equal, statistics), _ in ranks:
+    for _, (equal, statistics), *_ in ranks:
         assert equal
         assert statistics.moves > 0
         assert statistics.waits == 0

@@ -25,6 +25,8 @@ except ModuleNotFoundError as error:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _IMPLEMENTATION = "isotherm"
+_FORWARD = "_isotherm"
+"""What a module that was cut to the slots of its rank has: what computes it."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -59,9 +61,15 @@ def moe_shape(model: PreTrainedModel, *, top_k: int | None = None) -> MoEShape:
     ``top_k``: experts that a token chooses; None: what the configuration or the routers say.
 
     Raises:
-        ValueError: as `find_experts`; two MoE layers with one number; ``top_k`` is said nowhere.
+        ValueError: as `find_experts`; a model that was parallelized before; two MoE layers with one number;
+            ``top_k`` is said nowhere.
     """
     found = find_experts(model)
+    if any(hasattr(module, _FORWARD) for module in found.values()):
+        raise ValueError(
+            f"{type(model).__name__} was parallelized before, and this rank has the experts of its slots "
+            "alone: load the model anew"
+        )
     ids = tuple(next(int(part) for part in name.split(".") if part.isdigit()) for name in found)
     if len(set(ids)) != len(ids):
         raise ValueError(
@@ -80,6 +88,7 @@ def expert_tensors(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def keep_slots(module: torch.nn.Module, experts: list[int]) -> None:
     """Replaces weights by expert with weights by local slot."""
+    compute_by(module, None)
     for name, parameter in expert_tensors(module).items():
         slots = parameter.detach()[experts].clone()
         setattr(module, name, torch.nn.Parameter(slots, requires_grad=False))
@@ -121,11 +130,34 @@ def take_over(model: PreTrainedModel, modules: Iterable[torch.nn.Module]) -> Non
             )
 
 
-def compute_by(module: torch.nn.Module, forward: Callable[..., torch.Tensor]) -> None:
+def compute_by(module: torch.nn.Module, forward: Callable[..., torch.Tensor] | None) -> None:
     """Computes the experts of a module that was taken over by ``forward(hidden_TH, top_k_index,
-    top_k_weights)``. A compiler leaves these calls alone, and compiles what is around them."""
+    top_k_weights)``; None: by nothing yet. A compiler leaves these calls alone, and compiles what is around
+    them."""
     # Past torch's own bookkeeping: the function is no part of the module.
-    object.__setattr__(module, "_isotherm", forward)
+    object.__setattr__(module, _FORWARD, forward)
+
+
+def not_trained(output: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    """``output``, made of ``inputs`` without a graph of gradients. Backward through it raises: what goes past
+    the experts would else pass for the gradient."""
+    if not (torch.is_grad_enabled() and any(each.requires_grad for each in inputs)):
+        return output
+    joined: torch.Tensor = _NotTrained.apply(output, *inputs)  # type: ignore[no-untyped-call]
+    return joined
+
+
+class _NotTrained(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise IsothermError(
+            "experts that are spread over ranks have no gradients: train the stock model, and load its "
+            "weights here by load_state_dict"
+        )
 
 
 def outside_graphs(function: _Function) -> _Function:
@@ -136,7 +168,7 @@ def outside_graphs(function: _Function) -> _Function:
 
 @outside_graphs
 def _experts_forward(module: Any, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-    forward: Callable[..., torch.Tensor] | None = getattr(module, "_isotherm", None)
+    forward: Callable[..., torch.Tensor] | None = getattr(module, _FORWARD, None)
     if forward is None:
         raise IsothermError(
             f"{type(module).__name__} was not parallelized, but shares its configuration object with a model "

@@ -50,11 +50,7 @@ class LogicalWeights:
         """Loads a stock state dict: every slot on this rank gets the weights of its expert in it."""
         names = [{name: f"{path}.{name}" for name in expert_tensors(m)} for path, m in self._modules.items()]
         stacked = {full for layer in names for full in layer.values()}
-        if differing := sorted(state.keys() ^ self._model.state_dict().keys()):
-            raise ValueError(
-                f"{len(differing)} names are missing or unknown, such as {differing[0]}: give all weights by "
-                "the names that the stock model's state_dict() has"
-            )
+        self._check(state, stacked)
         rest = {name: tensor for name, tensor in state.items() if name not in stacked}
         self._model.load_state_dict(rest, strict=False)
         by_expert = {
@@ -63,6 +59,22 @@ class LogicalWeights:
             for expert in range(self._balancer.shape.experts)
         }
         self._balancer.reload(by_expert, timeout_seconds)
+
+    def _check(self, state: Mapping[str, torch.Tensor], stacked: set[str]) -> None:
+        """Before anything is replaced: a model of which a part was, would answer wrongly."""
+        held = self._model.state_dict()
+        if differing := sorted(state.keys() ^ held.keys()):
+            raise ValueError(
+                f"{len(differing)} names are missing or unknown, such as {differing[0]}: give all weights by "
+                "the names that the stock model's state_dict() has"
+            )
+        for name, tensor in held.items():
+            experts = (self._balancer.shape.experts,) if name in stacked else tensor.shape[:1]
+            if state[name].shape != (wanted := torch.Size((*experts, *tensor.shape[1:]))):
+                raise ValueError(
+                    f"{name} has shape {tuple(state[name].shape)}, in the stock model {tuple(wanted)}: give "
+                    "the weights of a model of the same configuration"
+                )
 
     def _owned(self, live: list[dict[int, Mapping[str, torch.Tensor]]]) -> torch.Tensor:
         """bool [layers, experts]: the experts that this rank gives, those that no lower rank has live. One

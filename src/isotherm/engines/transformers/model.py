@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from isotherm.engines.transformers.experts import (
     find_experts,
     keep_slots,
     moe_shape,
+    not_trained,
     outside_graphs,
     slot_function,
     take_over,
@@ -30,7 +32,7 @@ from isotherm.engines.transformers.experts import (
 from isotherm.engines.transformers.logical import LogicalWeights
 from isotherm.mover import HostTransport, Transport
 from isotherm.placement import Placement
-from isotherm.topology import Topology
+from isotherm.topology import MoEShape, Topology
 
 
 @dataclass
@@ -127,12 +129,11 @@ class ExpertParallelModel:
 
     @outside_graphs
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens_BL = _tokens_of(args, kwargs)
-        length = tokens_BL.shape[1]
-        mask = kwargs.get("attention_mask")
-        num_tokens = 0 if self._dummy else tokens_BL.numel()
-        self._padding_T = None
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not self._dummy:
+        given = _by_name(module, args, kwargs)
+        batch, length = _size_of(given)
+        mask = given.get("attention_mask")
+        num_tokens = 0 if self._dummy else batch * length
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and num_tokens:
             # Columns of earlier tokens stand before those of this call.
             padding_T = (mask[:, -length:] == 0).reshape(-1)
             if padded := int(padding_T.sum()):
@@ -156,6 +157,8 @@ class ExpertParallelModel:
 
     @outside_graphs
     def _end(self, module: Any, args: Any, output: Any) -> None:
+        # A part of the model that is called by itself afterwards has other rows.
+        self._padding_T, self._decode = None, False
         with self.meter.in_isotherm():
             self.balancer.end_step()
 
@@ -192,13 +195,14 @@ def parallelize(
         topology, config, placement, inline, transport, span: as for `Balancer`.
 
     Raises:
-        ValueError: a model without MoE layers, with quantised experts, or with layers whose experts differ.
-        PeerMismatchError: a rank was started with another configuration.
+        ValueError: a model without MoE layers, with quantised experts, with layers whose experts differ, or
+            that was parallelized before; sizes that do not fit together.
+        PeerMismatchError: a rank was started with another configuration. The model is cut by then: load it
+            anew.
     """
     modules = find_experts(model)
     shape = moe_shape(model, top_k=top_k)
-    topology.check_holds(shape.experts)
-    placement = placement or Placement.default(shape, topology)
+    placement = _fitting(placement, shape, topology, group)
     take_over(model, modules.values())
     first = dist.get_rank(group) * topology.slots_per_rank
     for layer, module in enumerate(modules.values()):
@@ -227,13 +231,35 @@ def parallelize(
     return parallel
 
 
-def _tokens_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
-    """[batch, length], one number for each token: its id, or the first of its embedding."""
-    ids: torch.Tensor | None = args[0] if args else kwargs.get("input_ids")
-    if ids is not None:
-        return ids
-    embeds_BLH: torch.Tensor = kwargs["inputs_embeds"]
-    return embeds_BLH[..., 0]
+def _fitting(
+    placement: Placement | None, shape: MoEShape, topology: Topology, group: dist.ProcessGroup
+) -> Placement:
+    """The placement to start from. Sizes are checked before any weight is let go."""
+    topology.check_holds(shape.experts)
+    if (ranks := dist.get_world_size(group)) != topology.ranks:
+        raise ValueError(
+            f"the group has {ranks} ranks, the topology {topology.ranks}: give a group of all "
+            "expert-parallel ranks"
+        )
+    placement = placement or Placement.default(shape, topology)
+    placement.check_fits(shape, topology)
+    return placement
+
+
+def _by_name(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of the model by the names that its forward has for them."""
+    names = inspect.signature(module.forward).parameters if args else ()
+    return {**dict(zip(names, args)), **kwargs}
+
+
+def _size_of(given: Mapping[str, Any]) -> tuple[int, int]:
+    """Batch and length of what the model is called with; none where it is neither ids nor embeddings, which
+    the model itself refuses."""
+    for name in ("input_ids", "inputs_embeds"):
+        tensor: torch.Tensor | None = given.get(name)
+        if tensor is not None:
+            return tensor.shape[0], tensor.shape[1]
+    return 0, 0
 
 
 def _layer_forward(
@@ -246,17 +272,18 @@ def _layer_forward(
         hidden_TH: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         slots_TK = parallel._route(layer, top_k_index)
-        done = dispatch_tokens(
-            hidden_TH,
-            slots_TK,
-            top_k_weights,
-            experts,
-            ranks=topology.ranks,
-            slots_per_rank=topology.slots_per_rank,
-            group=group,
-        )
+        with torch.no_grad():
+            done = dispatch_tokens(
+                hidden_TH,
+                slots_TK,
+                top_k_weights,
+                experts,
+                ranks=topology.ranks,
+                slots_per_rank=topology.slots_per_rank,
+                group=group,
+            )
         meter.received_L[layer] += int(done.received_S.sum())
         meter.expert_seconds += done.expert_seconds
-        return done.output
+        return not_trained(done.output, hidden_TH, top_k_weights)
 
     return forward
