@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,8 @@ def print_table(found: Comparison) -> None:
     table = Table(title=f"{found.windows - 1} changes of workload, served by {found.engine}")
     for name in ("policy", "balancedness p50", "worst", "slots moved a plan"):
         table.add_column(name)
+    unbalanced = [1 / window.unbalanced for window in found.chosen.windows]
+    table.add_row("(no plan)", f"{median(unbalanced):.3f}", f"{min(unbalanced):.3f}", "0")
     for row in found.rows:
         table.add_row(
             row.policy, f"{row.balancedness:.3f}", f"{row.worst_balancedness:.3f}", f"{row.moved_part:.1%}"

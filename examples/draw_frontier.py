@@ -20,7 +20,13 @@ from isotherm.planner import policies
 
 RANKS = 32
 TARGETS = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
-COLOURS = {"incremental": "#c44e52", "deepseek": "#4c72b0", "swift": "#55a868", "flash": "#8172b3"}
+COLOURS = {
+    "incremental": "#c44e52",
+    "deepseek": "#4c72b0",
+    "swift": "#55a868",
+    "flash": "#8172b3",
+    "random": "#8c8c8c",
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ def frontier(heat: np.ndarray, start: iso.Placement, topology: iso.Topology, sha
 
 
 def others(heat: np.ndarray, start: iso.Placement, topology: iso.Topology) -> dict[str, tuple[Point, Point]]:
-    """What the other policies answer, split evenly and with our shares."""
-    names = [name for name in policies() if name not in ("incremental", "static", "random")]
+    """What the other policies answer, split evenly and with our shares. `static` begins our own frontier."""
+    names = [name for name in policies() if name not in ("incremental", "static")]
     return {
         name: (
             point_of(iso.plan(heat, topology, start, policy=name, shares="even")),
@@ -95,7 +101,7 @@ def draw(traces: Path | None, out: Path) -> None:
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("balancedness (mean over hottest rank)")
-    panels[1].legend(fontsize=7.5, loc="lower right")
+    panels[0].legend(fontsize=7.5, loc="lower center")
     figure.tight_layout()
     figure.savefig(out)
 
