@@ -20,9 +20,19 @@ from isotherm.bench.options import BenchOptions
 from isotherm.bench.ranks import run_ranks
 from isotherm.bench.soak import measure_soak, soak_on_ranks
 from isotherm.bench.soak_engine import SoakEngine
-from isotherm.bench.soak_rounds import MISHAPS, SoakRounds, draw_mishaps
+from isotherm.bench.soak_pairs import MISHAPS, Pairs, draw_mishaps, states_of
+from isotherm.bench.soak_rounds import SoakRounds
 from isotherm.cli.bench import run_bench
+from isotherm.status import State
 from isotherm.testing.faults import HastyTransport
+
+SEED = 2131
+MET_FIRST = [
+    ("link breaks", State.DEGRADED),
+    ("planner raises", State.PLANNING),
+    ("transfer fails", State.DEGRADED),
+]
+"""What that seed draws."""
 
 # The processes may have kernels to compile first.
 pytestmark = pytest.mark.timeout(300)
@@ -44,7 +54,7 @@ def serve(seconds):
     engine.balancer.on_window(engine.windows.append)
     spoilt = SoakRounds(engine, 5, pause_seconds=0.5, give_up_seconds=60).make_round("nothing")
     engine.close()
-    return spoilt, soak_on_ranks(seconds, 3, 0.5), measure_on_ranks(quick=True)
+    return spoilt, soak_on_ranks(seconds, SEED, 0.5), measure_on_ranks(quick=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +73,9 @@ def test_a_slot_that_never_got_its_weights_and_a_wrong_count_are_found(records):
 def test_ten_seconds_of_faults_leave_no_trace(records, monkeypatch, capsys):
     _, record, _ = records
     assert len(record.rounds) >= 3
-    mishaps = draw_mishaps(3)
+    mishaps = draw_mishaps(SEED)
     assert [each.mishap for each in record.rounds] == [next(mishaps) for _ in record.rounds]
+    assert [(each.mishap, each.struck_in) for each in record.rounds[:3]] == MET_FIRST
     assert all(each.windows > 0 and each.moves > 0 for each in record.rounds)
     for each in record.rounds:
         # A busy machine may make others late too.
@@ -74,10 +85,17 @@ def test_ten_seconds_of_faults_leave_no_trace(records, monkeypatch, capsys):
     assert record.statistics.moves == sum(each.moves for each in record.rounds)
     assert record.tokens > record.statistics.steps
     monkeypatch.setattr(soak, "run_ranks", lambda *arguments: record)
-    assert run_bench(BenchOptions("soak", json=True, minutes=1 / 6, seed=3)) == 0
+    assert run_bench(BenchOptions("soak", json=True, minutes=1 / 6, seed=SEED)) == 0
     told = capsys.readouterr()
-    assert "--seed 3" in told.err
-    assert all(target["ok"] for target in json.loads(told.out)["targets"])
+    assert f"--seed {SEED}" in told.err
+    report = json.loads(told.out)
+    assert all(target["ok"] for target in report["targets"])
+    [states] = [section for section in report["sections"] if section["title"] == "Met in which state"]
+    times = {(figure["row"], figure["column"]): figure["value"] for figure in states["figures"]}
+    for mishap, state in MET_FIRST:
+        assert times[mishap, state.value] >= 1
+    assert ("transfer late", "observing") not in times
+    assert "transfer late while observing, planning, degraded: a transfer begins while" in states["note"]
 
 
 def test_what_is_wrong_makes_the_exit_code_1(records, monkeypatch, capsys):
@@ -193,6 +211,23 @@ def test_every_mishap_has_its_turn_before_one_comes_twice():
     for first in range(0, len(drawn), len(MISHAPS)):
         assert sorted(drawn[first : first + len(MISHAPS)]) == sorted(MISHAPS)
     assert drawn[: len(MISHAPS)] != drawn[len(MISHAPS) : 2 * len(MISHAPS)]
+
+
+def test_the_state_that_was_met_least_comes_next_and_each_that_can_be_comes():
+    pairs, again = Pairs(5), Pairs(5)
+    for mishap in MISHAPS:
+        drawn = []
+        for _ in states_of(mishap):
+            drawn.append(pairs.next_state(mishap))
+            assert pairs.next_state(mishap) is drawn[-1]  # until it is met
+            pairs.count(mishap, drawn[-1])
+        assert sorted(drawn, key=list(State).index) == list(states_of(mishap))
+        assert drawn[:1] == [again.next_state(mishap)] * len(drawn[:1])
+    assert pairs.next_state("nothing") is None
+    assert states_of("transfer late") == (State.MOVING,)
+    assert State.MOVING not in states_of("planner hangs")
+    pairs.count("link breaks", State.OBSERVING)  # met, though another was wanted
+    assert all(pairs.next_state("link breaks") is not State.OBSERVING for _ in range(3))
 
 
 @pytest.mark.parametrize("wrong", [{"minutes": 0.0}, {"pause_seconds": -1.0}])

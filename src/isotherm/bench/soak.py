@@ -18,9 +18,11 @@ from isotherm.bench.figures import Figure, Report, Section, Target
 from isotherm.bench.machine import describe_machine
 from isotherm.bench.ranks import RANKS, run_ranks
 from isotherm.bench.soak_engine import SoakEngine
-from isotherm.bench.soak_rounds import MISHAPS, RoundRecord, SoakRounds, draw_mishaps
+from isotherm.bench.soak_pairs import MISHAPS, draw_mishaps, states_of, why_never
+from isotherm.bench.soak_rounds import RoundRecord, SoakRounds
+from isotherm.bench.soak_strike import PATIENCE_STEPS
 from isotherm.bench.soak_watch import num_threads
-from isotherm.status import Failures, Statistics
+from isotherm.status import Failures, State, Statistics
 
 _TELL_SECONDS = 10.0
 _GIVE_UP_SECONDS = 60.0
@@ -29,10 +31,18 @@ _GROWTH_BYTES = 16 * 2**20
 
 _NOTE = (
     f"{RANKS} processes, 3 layers of 16 experts in 20 slots, 1 to 32 tokens a step and rank; another expert "
-    "becomes hot every 24 steps. A round: something goes wrong on a random rank, steps are made until "
-    "weights moved again, and then all replicas are compared, and all windows with what the ranks counted "
-    "themselves. Each token of every step is compared with the same engine without balancing, bit for bit."
+    "becomes hot every 24 steps. A round: something goes wrong on a random rank, in the state that it has "
+    "met least so far; steps are made until weights moved again, and then all replicas are compared, and all "
+    "windows with what the ranks counted themselves. Each token of every step is compared with the same "
+    "engine without balancing, bit for bit."
 )
+_STATES_NOTE = (
+    "How often what went wrong met which state: that which the rank concerned told at that moment. A state "
+    f"is waited for up to {PATIENCE_STEPS} steps; missed: it did not come, and another was met instead. "
+    "While degraded: another failure came before. A transfer that fails in another state than moving is "
+    "late until that comes. A digest can be wrong while rank 0 tells observing or degraded where its plan "
+    "is made before others hear that it plans, between two rounds. Empty: cannot be. "
+) + why_never()
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,9 @@ def measure_soak(
     router.warm_up()
     tell(f"{RANKS} processes for {minutes:g} minutes; to draw the same again: --seed {seed}")
     record = run_ranks(soak_on_ranks, 60 * minutes, seed, pause_seconds)
-    return Report("soak", machine, time.monotonic() - begun, (_mishaps(record), _work(record)))
+    return Report(
+        "soak", machine, time.monotonic() - begun, (_mishaps(record), _states(record), _work(record))
+    )
 
 
 def soak_on_ranks(seconds: float, seed: int, pause_seconds: float) -> SoakRecord:
@@ -150,6 +162,21 @@ def _mishaps(record: SoakRecord) -> Section:
         Target("bytes of memory more, late than early", _growth_bytes(rounds), _GROWTH_BYTES),
     )
     return Section("Rounds", _NOTE, tuple(figures), targets)
+
+
+def _states(record: SoakRecord) -> Section:
+    """What went wrong in which state."""
+    met = Counter((each.mishap, each.struck_in) for each in record.rounds)
+    missed = Counter(each.mishap for each in record.rounds if each.struck_in is not each.wanted)
+    rounds = Counter(each.mishap for each in record.rounds)
+    mishaps = [mishap for mishap in MISHAPS if states_of(mishap)]
+    figures = [Figure.exact(mishap, "rounds", "", rounds[mishap]) for mishap in mishaps]
+    pairs = [(mishap, state) for state in State for mishap in mishaps if state in states_of(mishap)]
+    figures += [Figure.exact(mishap, state.value, "", met[mishap, state]) for mishap, state in pairs]
+    figures += [Figure.exact(mishap, "missed", "", missed[mishap]) for mishap in mishaps]
+    hit = sum(met[pair] > 0 for pair in pairs)
+    note = f"{hit} of {len(pairs)} pairs that can be were met. {_STATES_NOTE}"
+    return Section("Met in which state", note, tuple(figures))
 
 
 def _work(record: SoakRecord) -> Section:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
@@ -13,19 +11,13 @@ import torch.distributed as dist
 
 from isotherm.bench.ranks import RANKS
 from isotherm.bench.soak_engine import SHAPE, SoakEngine
+from isotherm.bench.soak_pairs import Pairs
+from isotherm.bench.soak_strike import Strike
 from isotherm.bench.soak_watch import num_threads, resident_bytes
 from isotherm.status import State
-from isotherm.testing.faults import Fault, What, fail_at
 
 _MEETING_STEPS = 8
 """Steps between two questions to the other ranks whether the round is over."""
-
-_CALM = "nothing"
-_RELOADED = "weights replaced"
-_SLOW_LINK = "slow link"
-_DAWDLING = "slow rank"
-MISHAPS = (*get_args(What), _RELOADED, _SLOW_LINK, _DAWDLING, _CALM)
-"""What a round is about."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +26,8 @@ class RoundRecord:
 
     Attributes:
         mishap: what went wrong.
+        wanted, struck_in: the state in which it was to happen, and the one that the rank concerned told when
+            it did; None where nothing happened.
         recovered: weights moved again after it.
         told: it was counted as a failure; where it need not be (a pause shorter than a deadline), too.
         steps, seconds: how long the round took.
@@ -45,6 +39,8 @@ class RoundRecord:
     """
 
     mishap: str
+    wanted: State | None
+    struck_in: State | None
     recovered: bool
     told: bool
     steps: int
@@ -57,13 +53,6 @@ class RoundRecord:
     unequal: int
     rss_bytes: int
     threads: int
-
-
-def draw_mishaps(seed: int) -> Iterator[str]:
-    """What goes wrong round by round: all of `MISHAPS` in a random order, and then again in another."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield from rng.permutation(np.array(MISHAPS)).tolist()
 
 
 class SoakRounds:
@@ -79,6 +68,7 @@ class SoakRounds:
     ) -> None:
         self._engine = engine
         self._rng = np.random.default_rng([seed, 1])
+        self._pairs = Pairs(seed)
         self._pause_seconds = pause_seconds
         self._give_up_seconds = give_up_seconds + pause_seconds
 
@@ -86,14 +76,20 @@ class SoakRounds:
         """Lives through ``mishap``, and looks at everything. A collective."""
         engine, begun = self._engine, time.monotonic()
         before, first_step, wrong = engine.balancer.statistics(), engine.steps, engine.wrong_tokens
-        fault = self._begin(mishap)
-        recovered, told = self._live(fault, begun)
+        wanted = self._pairs.next_state(mishap)
+        strike = self._begin(mishap, wanted)
+        recovered, told = self._live(strike, begun)
+        struck_in = _known_to_all(strike.struck_in)
+        if struck_in is not None:
+            self._pairs.count(mishap, struck_in)
         engine.dawdle_seconds = engine.link.longest_seconds = 0.0
         unequal = len(engine.balancer.check_replicas())
         wrong_windows, windows = self._check_windows()
         after = engine.balancer.statistics()
         return RoundRecord(
             mishap,
+            wanted,
+            struck_in,
             recovered,
             told,
             engine.steps - first_step,
@@ -112,42 +108,33 @@ class SoakRounds:
         """Whether rank 0 says so."""
         return _any(self._engine.rank == 0 and flag)
 
-    def _begin(self, mishap: str) -> Fault | None:
+    def _begin(self, mishap: str, state: State | None) -> Strike:
         """Draws the rank that it happens on, and lets it happen."""
-        engine, rank = self._engine, int(self._rng.integers(0, RANKS))
-        is_here = engine.rank == rank
-        if mishap == _RELOADED:
-            engine.reload()
-        elif mishap == _SLOW_LINK:
-            engine.link.longest_seconds = 0.02 * is_here
-        elif mishap == _DAWDLING:
-            engine.dawdle_seconds = 0.02 * is_here
-        for what in get_args(What):
-            if what == mishap:
-                rank = 0 if what.startswith("planner") else rank
-                seconds = self._pause_seconds if what == "rank pauses" else self._give_up_seconds
-                fault = fail_at(rank, engine.steps + 1, what, seconds=seconds)
-                fault.arm(engine.balancer)
-                return fault
-        return None
+        rank = int(self._rng.integers(0, RANKS))
+        # Rank 0 plans; and it alone may have a plan before the others have heard that it makes one.
+        is_planned = mishap == "wrong digest" and state is not State.PLANNING
+        if mishap.startswith("planner") or is_planned:
+            rank = 0
+        seconds = self._pause_seconds if mishap == "rank pauses" else self._give_up_seconds
+        return Strike(self._engine, mishap, rank, state, seconds)
 
-    def _live(self, fault: Fault | None, begun: float) -> tuple[bool, bool]:
-        """Steps until it happened and weights have moved since: whether they did, and whether it was told.
-
-        A rank that stops stops the engine too, whose ranks meet in every layer: so nothing need be told."""
+    def _live(self, strike: Strike, begun: float) -> tuple[bool, bool]:
+        """Steps until it happened and weights have moved since: whether they did, and whether it was told."""
         engine, statistics = self._engine, self._engine.balancer.statistics()
         failed_before = statistics.failures.total
-        moves: int | None = None
+        happened, moves = False, None
         while True:
+            if not happened:
+                strike.usher_in()
             for _ in range(_MEETING_STEPS):
                 statistics = engine.step()
-            told = statistics.failures.total > failed_before
-            happened = fault is None or _any(fault.has_fired)
-            must_be_told = fault is not None and fault.kind != "stalled"
-            if moves is None and _every(happened and (told or not must_be_told)):
+                if not happened:
+                    strike.see_step(statistics)
+            happened = _any(strike.has_happened)
+            told = statistics.failures.total - failed_before > _total(strike.num_ushers)
+            if moves is None and _every(happened and (told or not strike.must_be_told)):
                 moves = statistics.moves
-                if fault is not None:
-                    fault.end()
+                strike.end()
             since = moves is not None and statistics.moves > moves
             if _every(since and statistics.state is not State.DEGRADED):
                 return True, told
@@ -184,6 +171,12 @@ class SoakRounds:
         ranks = [mine] * RANKS
         dist.all_gather_object(ranks, mine)
         return sorted(set(ranks[0]).intersection(*ranks[1:]))
+
+
+def _known_to_all(state: State | None) -> State | None:
+    """What one rank knows and the others do not."""
+    states: list[State | None] = [None, *State]
+    return states[_total(states.index(state))]
 
 
 def _any(flag: bool) -> bool:
