@@ -111,7 +111,7 @@ def crossings(held_LP: np.ndarray, goal_LP: np.ndarray, topology: Topology) -> f
 
 
 def table_of(heats: Heats, topology: Topology) -> Table:
-    ours = EplbPlanner(DefaultEplbPolicy, agree=lambda goal_LP, _: goal_LP is not None)
+    ours = EplbPlanner(DefaultEplbPolicy, agree=lambda goal_LP: goal_LP is not None)
     redundant = topology.slots - heats.first.shape[1]
     title = f"{topology.ranks} ranks, {topology.nodes} nodes, {redundant} redundant experts; {heats.source}"
     table = Table(

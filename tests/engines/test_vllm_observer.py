@@ -107,8 +107,12 @@ def test_routers_are_found_by_what_they_are_and_in_the_order_of_layers() -> None
 def test_models_that_cannot_be_observed_are_refused() -> None:
     with pytest.raises(ValueError, match="no MoE layer"):
         find_routers(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="layer 5 chooses experts inside"):
+    with pytest.raises(ValueError, match=r"layer 5 \(MoE\) chooses experts inside"):
         find_routers(Model(is_monolithic=True))
+    partly = Model()  # as vLLM's code for one kind of accelerator: other layers must not pass for the whole
+    vars(partly.first).update(capture_fn=None)
+    with pytest.raises(ValueError, match=r"layer 2 \(MoE\) chooses experts in code of its own"):
+        find_routers(partly)
 
 
 def test_real_tokens_of_steps_are_counted_by_kind_and_nothing_else_is() -> None:

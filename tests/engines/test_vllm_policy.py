@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from llvmlite.binding import ffi
 
 import isotherm_vllm
 from isotherm import read_heat
+from isotherm.engines.vllm import agreement
 from isotherm.engines.vllm.agreement import same_on_all
 from isotherm.engines.vllm.handed import HandedWindows
 from isotherm.engines.vllm.placing import place_experts
@@ -46,7 +48,7 @@ def _no_calls() -> None:
     Stock.calls = 0
 
 
-def have_it(goal_LP: np.ndarray | None, num_ranks: int) -> bool:
+def have_it(goal_LP: np.ndarray | None) -> bool:
     return goal_LP is not None
 
 
@@ -82,7 +84,7 @@ def test_a_plan_that_ranks_do_not_share_is_not_used(broken: bool, caplog: pytest
     """The rank is asked even where it has no plan itself: the others wait for its answer."""
     asked: list[bool] = []
 
-    def disagree(goal_LP: np.ndarray | None, num_ranks: int) -> bool:
+    def disagree(goal_LP: np.ndarray | None) -> bool:
         asked.append(goal_LP is not None)
         if broken:
             raise RuntimeError("connection closed by peer")
@@ -96,20 +98,67 @@ def test_a_plan_that_ranks_do_not_share_is_not_used(broken: bool, caplog: pytest
     assert ("could not compare" if broken else "another rank made another plan") in caplog.text
 
 
-def agree_on_ranks(rank: int) -> list[bool]:
+def leave_with_a_failure(rank: int) -> list[int]:
+    """Two ranks of vLLM, of which the second is about to leave and cannot plan, ask for the plan of one."""
+    parallel_state: Any = ModuleType("vllm.distributed.parallel_state")
+    parallel_state._EPLB = SimpleNamespace(cpu_group=dist.group.WORLD, rank_in_group=rank)
+    distributed: Any = ModuleType("vllm.distributed")
+    distributed.parallel_state = parallel_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+        patch.setitem(sys.modules, "vllm.distributed", distributed)
+        planner = EplbPlanner(Stock)
+        if rank:
+            planner._place = lambda *_, **__: 1 / 0  # type: ignore[assignment]
+        goal: list[int] = planner.rebalance_experts(LOADS[:1], 4, 1, 1, 1, HELD[:1]).flatten().tolist()
+    return goal
+
+
+def agree_on_ranks(rank: int) -> tuple[list[bool], list[int]]:
     group = dist.group.WORLD
     assert group is not None
     same, other = np.arange(6), np.arange(6) + rank
-    return [
+    answers = [
         same_on_all(same, group),
         same_on_all(other, group),
         same_on_all(None if rank else same, group),
         same_on_all(None, group),
     ]
+    return answers, leave_with_a_failure(rank)
 
 
-def test_ranks_agree_only_where_all_have_the_same_plan(tmp_path: Path) -> None:
-    assert run_ranks(agree_on_ranks, 2, tmp_path) == [[True, False, False, False]] * 2
+def test_ranks_agree_only_where_all_have_the_same_plan_those_that_leave_too(tmp_path: Path) -> None:
+    """All move weights by the plan; one that has another answers with the wrong experts."""
+    stock = Stock.rebalance_experts(LOADS[:1], 4).flatten().tolist()
+    assert run_ranks(agree_on_ranks, 2, tmp_path) == [([True, False, False, False], stock)] * 2
+
+
+@pytest.mark.parametrize(("rank", "first"), [(None, True), (0, True), (1, False)])
+def test_one_rank_of_engines_that_are_worlds_of_their_own_is_the_first(
+    rank: int | None, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under elastic expert parallelism, where each engine is rank 0 of itself."""
+    coordinator = None if rank is None else SimpleNamespace(rank_in_group=rank)
+    monkeypatch.setattr(agreement, "_eplb_coordinator", lambda: coordinator)
+    assert agreement.is_first_rank() == first
+
+
+def test_a_disk_without_room_costs_the_recording_and_no_plan(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planner = EplbPlanner(Stock, agree=have_it, windows=HandedWindows(tmp_path / "a.heat", lambda: True))
+    resource = pytest.importorskip("resource", reason="sizes of files are limited on POSIX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        for _ in range(2):
+            planner.rebalance_experts(LOADS, 6, 1, 1, 2, HELD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Stock.calls == 0
+    assert [record.getMessage().split(":")[1] for record in caplog.records] == [
+        " what vLLM hands over is not recorded"
+    ]
 
 
 def test_what_is_handed_over_is_recorded_by_the_first_rank_alone(tmp_path: Path) -> None:

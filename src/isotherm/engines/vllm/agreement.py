@@ -1,9 +1,9 @@
-"""Whether every rank of vLLM made the same plan."""
+"""Whether every rank of vLLM made the same plan, and which of them is the first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isotherm.placement import digest
 
@@ -11,21 +11,20 @@ if TYPE_CHECKING:
     import numpy as np
     import torch.distributed as dist
 
-Agree: TypeAlias = "Callable[[np.ndarray | None, int], bool]"
-"""Told this rank's plan, or None where it has none, and how many ranks plan; the same answer on each."""
+Agree: TypeAlias = "Callable[[np.ndarray | None], bool]"
+"""Told this rank's plan, or None where it has none; the same answer on each rank."""
 
 NO_PLAN = -1
 
 
-def agree_over_ranks(goal_LP: np.ndarray | None, num_ranks: int) -> bool:
+def agree_over_ranks(goal_LP: np.ndarray | None) -> bool:
     """Whether all ranks have the plan ``goal_LP``: one small reduction over the CPU group that vLLM keeps for
-    balancing, which its ranks are about to use for the plan anyway.
+    balancing, which its ranks are about to use for the plan anyway. Ranks that are about to leave plan too.
 
-    Where there is no such group, or it has other ranks than plan (one process, or ranks that join or leave),
-    this rank's own plan decides.
+    Where there is no such group (one process), this rank's own plan decides.
     """
-    group = _eplb_cpu_group()
-    if group is None or group.size() != num_ranks:
+    group = getattr(_eplb_coordinator(), "cpu_group", None)
+    if group is None:
         return goal_LP is not None
     return same_on_all(goal_LP, group)
 
@@ -42,10 +41,17 @@ def same_on_all(goal_LP: np.ndarray | None, group: dist.ProcessGroup) -> bool:
     return lowest == highest != NO_PLAN
 
 
-def _eplb_cpu_group() -> dist.ProcessGroup | None:
+def is_first_rank() -> bool:
+    """Whether this process is the first of all ranks, or the only one. Under elastic expert parallelism each
+    engine is a world of its own, and under pipeline parallelism each stage balances by itself."""
     import torch.distributed as dist
+
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    return is_first and getattr(_eplb_coordinator(), "rank_in_group", 0) == 0
+
+
+def _eplb_coordinator() -> Any:
+    """vLLM's ranks of balancing; None where there is one process."""
     from vllm.distributed import parallel_state
 
-    coordinator = getattr(parallel_state, "_EPLB", None)
-    group = getattr(coordinator, "cpu_group", None)
-    return group if isinstance(group, dist.ProcessGroup) else None
+    return getattr(parallel_state, "_EPLB", None)

@@ -65,7 +65,7 @@ class HandedWindows:
         header = HeatHeader(tuple(range(layers)), experts, kinds=KINDS, topology=topology, engine="vllm")
         try:
             writer = HeatWriter(self._path, header, append=True)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             logger.warning("isotherm: what vLLM hands over is not recorded: %s", error)
             return False
         self._recorder = HeatRecorder(writer, None if self._held is None else self._placement_now)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from llvmlite.binding import ffi  # type: ignore[import-untyped]
 
+from isotherm.engines.vllm.agreement import is_first_rank
 from isotherm.engines.vllm.handed import HandedWindows
 from isotherm.engines.vllm.placing import warm_up
 from isotherm.engines.vllm.policy import EplbPlanner
@@ -62,10 +63,3 @@ def _plan(settings: VllmSettings) -> None:
     planner = EplbPlanner(stock, max_imbalance=settings.max_imbalance, windows=windows)
     EPLB_POLICIES["default"] = planner.as_policy()
     logger.info("isotherm: plans vLLM's expert balancing, up to an imbalance of %g", settings.max_imbalance)
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the first of all ranks, or the only one."""
-    import torch.distributed as dist
-
-    return not dist.is_initialized() or dist.get_rank() == 0

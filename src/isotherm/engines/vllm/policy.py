@@ -30,7 +30,7 @@ class EplbPlanner:
         fallback: the policy class that vLLM came with.
         max_imbalance: as `place_experts` takes it.
         windows: records what vLLM hands over; None: nothing is recorded.
-        agree: whether all ranks have this plan; None of a plan for a rank that has none.
+        agree: whether all ranks have this plan; asked with None on a rank that has none.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class EplbPlanner:
         except Exception as error:
             self._tell(f"{type(error).__name__}: {error}")
             goal_LP = None
-        if self._all_have(goal_LP, num_ranks) and goal_LP is not None:
+        if self._all_have(goal_LP) and goal_LP is not None:
             return torch.from_numpy(goal_LP)
         answer: torch.Tensor = self._fallback.rebalance_experts(
             weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
@@ -87,10 +87,10 @@ class EplbPlanner:
             self._windows.keep(load_LE, topology, held_LP)
         return self._place(load_LE, topology, held_LP, max_imbalance=self._max_imbalance)
 
-    def _all_have(self, goal_LP: np.ndarray | None, num_ranks: int) -> bool:
+    def _all_have(self, goal_LP: np.ndarray | None) -> bool:
         """Asked on every rank, whether it has a plan or not: the others wait for its answer."""
         try:
-            agreed = self._agree(goal_LP, num_ranks)
+            agreed = self._agree(goal_LP)
         except Exception as error:
             self._tell(f"ranks could not compare their plans: {type(error).__name__}: {error}")
             return False

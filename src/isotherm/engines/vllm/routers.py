@@ -33,17 +33,17 @@ def find_routers(model: Any) -> Routers:
     """The routers of the modules that have one and a layer number, as vLLM's MoE layers do.
 
     Raises:
-        ValueError: there are none, or a layer's kernel chooses experts by itself, where nobody sees them.
+        ValueError: there are none, or a layer chooses experts in a kernel or in code of its own, where nobody
+            sees them.
     """
     found: dict[int, Any] = {}
     for module in model.modules():
         router = getattr(module, "router", None)
+        if hasattr(module, "capture_fn") and hasattr(module, "layer_id"):
+            raise _hidden(module, "in code of its own")
         if hasattr(router, "set_capture_fn") and hasattr(module, "layer_id"):
             if module.is_monolithic:
-                raise ValueError(
-                    f"layer {module.layer_id} chooses experts inside its own kernel, where they cannot be "
-                    "seen: choose another MoE backend"
-                )
+                raise _hidden(module, "inside its own kernel")
             found[int(module.layer_id)] = module
     if not found:
         raise ValueError("the model has no MoE layer with a router: there is no heat to collect")
@@ -55,6 +55,13 @@ def find_routers(model: Any) -> Routers:
         layer_ids=tuple(sorted(found)),
     )
     return Routers(shape, tuple(each.router for each in layers))
+
+
+def _hidden(module: Any, where: str) -> ValueError:
+    return ValueError(
+        f"layer {module.layer_id} ({type(module).__name__}) chooses experts {where}, where they cannot be "
+        "seen: choose another MoE backend"
+    )
 
 
 class _Shown:

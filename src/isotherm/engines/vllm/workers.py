@@ -139,7 +139,7 @@ def window_keepers(
     keepers: list[Callable[[HeatWindow], None]] = []
     try:
         keepers.append(_recorder(worker, shape, topology, settings))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         logger.error("isotherm: heat is not recorded: %s", error)
     if settings.port is not None:
         try:
