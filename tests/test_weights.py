@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from isotherm import Balancer, Config, LinkError, MoEShape, Topology, read_placement
 from isotherm.mover.slots import Unequal, find_unequal
+from isotherm.streams.host import CallerStream, HostBackend
 from memory_link import memory_links
 from ranks import run_ranks
 
@@ -149,3 +150,33 @@ def test_a_rank_that_comes_alone_is_told_and_what_was_saved_starts_again(tmp_pat
         assert again.placement == placement
         again.close()
     assert not caplog.records
+
+
+def test_slots_are_refilled_on_the_device_before_others_may_read_them():
+    """A device queues the copies, and what moves by the step word next is read on another stream."""
+    told = []
+
+    class Main(CallerStream):
+        def synchronize(self):
+            told.append("the engine's stream is done")
+
+    class Queueing(HostBackend):
+        queues_work = True
+
+        def main_stream(self):
+            return Main()
+
+    class Source(dict):
+        def __getitem__(self, key):
+            told.append("copied")
+            return {"up": torch.tensor([7.0])}
+
+    weights = [{"up": torch.arange(10.0).remainder(8)[:, None]} for layer in range(2)]
+    topology = Topology(ranks=1, slots_per_rank=10)
+    balancer = Balancer(
+        SHAPE, topology, group=memory_links(1)[0], weights=weights, backend=Queueing(), inline=True
+    )
+    told.clear()
+    balancer.reload(Source())
+    balancer.close()
+    assert told == ["copied"] * 20 + ["the engine's stream is done"]

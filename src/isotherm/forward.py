@@ -80,6 +80,10 @@ class ForwardPath:
             self._put_in_force()
             self._tell()
 
+    def wait(self) -> None:
+        """Waits for all that the engine's stream was given. Between steps, away from the forward path."""
+        self._backend.main_stream().synchronize()
+
     def _have_all(self, step_word: StepWord) -> bool:
         """Whether the newest tables lie ready on every rank, and all read that in this step."""
         offered = self._shelf.newest_staged

@@ -43,7 +43,17 @@ class HeldWeights:
         self.meeting = Meeting(is_ready=self._may_meet, on_met=self._on_met)
 
     def logical_state(self) -> list[dict[int, Tensors]]:
-        return self._slots().logical_state(self._ledger())
+        slots, ledger = self._slots(), self._ledger()
+        state, copies = slots.logical_state(ledger), slots.retired(ledger)
+        self._forward.wait()
+        # The replica that lets a slot be retired may have arrived on a rank whose ledger is a round older and
+        # takes that one for empty. A slot that is not dead by now has not been written to.
+        version_LP = self._ledger().version
+        for fill, tensors in copies:
+            place = fill.layer, fill.target
+            if version_LP[place] == ledger.version[place]:
+                state[fill.layer].setdefault(int(ledger.content[place]), tensors)
+        return state
 
     def reload(self, source: Mapping[tuple[int, int], Tensors], timeout_seconds: float) -> None:
         slots, deadline, nothing = self._slots(), time.monotonic() + timeout_seconds, np.zeros(0, np.int64)
@@ -51,6 +61,7 @@ class HeldWeights:
         self._forward.catch_up()  # nothing new was offered since, on any rank
         self._meet(_REFILL, nothing, deadline)
         slots.refill(self._mover.ledger, source)
+        self._forward.wait()  # what moves next may be read on another stream
         self._meet(_RELEASE, nothing, deadline)
 
     def check_replicas(self, timeout_seconds: float) -> tuple[Unequal, ...]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from isotherm.arrays import Int64Array
-from isotherm.mover.ledger import Ledger
+from isotherm.mover.ledger import Ledger, Phase
+from isotherm.mover.schedule import Fill
 from isotherm.mover.weights import ExpertWeights, Weights
 from isotherm.topology import Topology
 
@@ -42,10 +43,17 @@ class LocalSlots:
         """For each layer, the tensors of every expert that has a live slot here: views, not copies."""
         state: list[dict[int, Tensors]] = [{} for _ in self._weights]
         for layer, slot, expert in self._held(ledger, live=True):
-            state[layer].setdefault(
-                expert, {name: tensors[slot] for name, tensors in self._weights[layer].items()}
-            )
+            state[layer].setdefault(expert, self._tensors(layer, slot))
         return state
+
+    def retired(self, ledger: Ledger) -> list[tuple[Fill, Tensors]]:
+        """What the slots here that ``ledger`` retires still hold: copies, which are whole where the slots are
+        not dead when all of it is copied."""
+        own = range(self._first, self._first + self._slots)
+        fills = [fill for fill in ledger.batch if fill.target in own and ledger.phase is Phase.RETIRING]
+        views = [self._tensors(fill.layer, fill.target - self._first) for fill in fills]
+        copies = [{name: view.detach().clone() for name, view in each.items()} for each in views]
+        return list(zip(fills, copies, strict=True))
 
     def refill(self, ledger: Ledger, source: Mapping[tuple[int, int], Tensors]) -> None:
         """Copies ``source[layer, expert]`` into every slot that holds the expert."""
@@ -65,6 +73,9 @@ class LocalSlots:
         for layer, slot, expert in self._held(ledger, live=True):
             words_LS2[layer, slot] = expert, _checksum(self._experts.views(layer, slot))
         return words_LS2.reshape(-1)
+
+    def _tensors(self, layer: int, slot: int) -> Tensors:
+        return {name: tensors[slot] for name, tensors in self._weights[layer].items()}
 
     def _held(self, ledger: Ledger, *, live: bool) -> list[tuple[int, int, int]]:
         """(layer, local slot, expert), of those live, or of all that are not empty."""
