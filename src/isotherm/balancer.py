@@ -171,7 +171,7 @@ class Balancer:
             poke=lambda: self._heartbeat.poke(),
             span=span,
         )
-        self._collector.on_window(loop.see_window)
+        self._collector.gather.deliver_to(loop.see_window)
         self._held = HeldWeights(self._rooms.slots, self._forward, loop, self.shape.layers, self._drive)
         self._heartbeat = Heartbeat(
             self._link,
@@ -300,21 +300,25 @@ class Balancer:
         self._forward.mode = mode
 
     def rebalance(self) -> None:
-        """Plans on the newest window now, instead of at the end of the next; after a failure too, without
-        waiting for its pause to end. Whether weights move is still the mind's to decide. Call it on every
-        rank, or on rank 0. Never waits."""
+        """Plans on the newest window now, instead of at the end of the next, or as soon as what is under way
+        has ended; after a failure too, without waiting for its pause to end. What was answered with no is
+        looked at again. Whether weights move is still the mind's to decide. Call it on every rank, or on
+        rank 0. Never waits."""
         self._loop.ask()
         self._heartbeat.poke()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes what the slots hold now, for `isotherm.read_placement` and ``placement=`` of the next start;
-        the same on every rank. The file appears whole, or stays as it was. Slots that are being filled are
-        empty in it."""
+        """Writes what the slots hold now, for `isotherm.read_placement` and ``placement=`` of the next start,
+        which begins with even shares. Give all ranks the file of one: while weights move, those of others may
+        be a round apart. The file appears whole, or stays as it was. Slots that are being filled are empty in
+        it."""
         write_held(Path(path), self.placement, self.shape.ids, self.topology.ranks)
 
     def logical_state(self) -> list[dict[int, Tensors]]:
         """For each layer, the tensors of every expert that has a live slot on this rank, by name: views,
-        right until this rank begins another step. Between steps. Every expert is on some rank.
+        right until this rank begins another step; copies of what slots that are being retired hold. Between
+        steps, away from the forward path. Called between the same two steps on all ranks, every expert is on
+        some rank.
 
         Raises:
             ValueError: the balancer was built without weights.
@@ -346,12 +350,14 @@ class Balancer:
         return self._held.check_replicas(timeout_seconds)
 
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
-        """Calls ``callback`` with each window, on every rank, off the engine's thread."""
-        self._loop.on_window = callback
+        """Calls ``callback`` with each window, on every rank, off the engine's thread. What it raises is
+        logged, and balancing goes on."""
+        self._loop.on_window.set(callback)
 
     def on_decision(self, callback: Callable[[Decision], None]) -> None:
-        """Calls ``callback`` with each decision, on rank 0, off the engine's thread."""
-        self._loop.on_decision = callback
+        """Calls ``callback`` with each decision, on rank 0, off the engine's thread. What it raises is
+        logged, and balancing goes on."""
+        self._loop.on_decision.set(callback)
 
     @staticmethod
     def memory(

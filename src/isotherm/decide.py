@@ -43,6 +43,7 @@ class State:
         movable: weights can move: the engine lent them, and layers have redundant slots.
         bytes_per_expert: weights of one expert in one layer; 0: moves are taken to cost nothing.
         past: what `make_decision` returned with the window before.
+        knows_window: the window was shown before, and is in ``past``: only the question is asked again.
         threads: how many may search layers side by side; decisions do not depend on it. Inside an engine 1.
     """
 
@@ -54,6 +55,7 @@ class State:
     movable: bool
     bytes_per_expert: int = 0
     past: Past = field(default_factory=Past)
+    knows_window: bool = False
     threads: int = 1
 
 
@@ -109,7 +111,8 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
     """
     weight_K = kind_weights(state.config, len(window.tokens_K))
     heat_LE = np.tensordot(weight_K, window.heat_KSLE.sum(axis=1), axes=1)
-    past = state.past.with_window(window, state.config.forecast_windows)
+    # To count it twice would be to take the same tokens for two draws that agree.
+    past = state.past if state.knows_window else state.past.with_window(window, state.config.forecast_windows)
     objective, by_kind = loads_of(state.topology, state.config, past.glimpses, window, weight_K)
     trial = Trial(state.topology, state.placement, state.shares, objective, by_kind, ())
     now = trial.imbalance(heat_LE, state.placement, state.shares)
@@ -122,7 +125,8 @@ def make_decision(state: State, window: HeatWindow, clock: int) -> tuple[State, 
         return nothing("no token in this window")
     if not state.settled:
         return nothing("moves are under way")
-    past = past.with_outcome(state.placement, lambda before: trial.imbalance(heat_LE, before) - now)
+    if not state.knows_window:
+        past = past.with_outcome(state.placement, lambda before: trial.imbalance(heat_LE, before) - now)
     cases = look_ahead(past.glimpses, state.config.forecast, weight_K, robust=state.config.robust)
     if not cases:
         return nothing("one slice of heat alone cannot be checked against another: waiting for the next")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from heat_ranks import beat_all, in_threads, make_ranks
-from isotherm import HeatCollector, MoEShape, PeerMismatchError, Topology
+from isotherm import HeatCollector, MoEShape, PeerMismatchError, Placement, Topology
 from isotherm.streams import forward_waits
 from isotherm.streams.host import HostBackend
 from memory_link import memory_links
@@ -261,3 +261,54 @@ def build_differently(rank):
 def test_a_rank_with_another_window_is_named(tmp_path):
     for message in run_ranks(build_differently, 2, tmp_path):
         assert "rank 1 was started with window_steps=8, rank 0 with window_steps=16" in message
+
+
+class QueueingBackend(HostBackend):
+    """Snapshots pass a side stream, as beside a device."""
+
+    queues_work = True
+
+
+@pytest.mark.parametrize("source", ["ids", "received"])
+def test_an_engine_goes_on_after_the_collector_is_closed(source):
+    collector = HeatCollector(
+        SHAPE,
+        make_topology(1),
+        memory_links(1)[0],
+        source=source,
+        window_steps=2,
+        backend=QueueingBackend(),
+    )
+
+    def step():
+        if source == "ids":
+            collector.count_ids(0, torch.zeros((4, 2), dtype=torch.int64))
+        else:
+            collector.count(0, torch.ones(9, dtype=torch.int64), borrowed=False)
+        collector.end_step(num_tokens=4)
+
+    step()
+    collector.close()
+    for _ in range(4):
+        step()
+    collector.load_placement(Placement.default(SHAPE, make_topology(1)))
+    collector.close()
+    assert collector.step == 5
+    if source == "received":
+        assert not collector._received._handed
+
+
+def test_windows_that_nobody_takes_are_not_kept_for_ever(caplog):
+    (rank,) = make_ranks(1)
+    collector = rank.collector
+    collector._callback = type(collector._callback)("on_window")  # nobody has asked for windows
+    for _ in range(2 * 300):
+        rank.end_step()
+        rank.heartbeat.beat()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "wait for poll()" in caplog.text
+    starts = []
+    while (window := collector.poll()) is not None:
+        starts.append(window.start_step)
+    assert starts == list(range(2 * 44, 2 * 300, 2))
+    rank.close()

@@ -8,6 +8,7 @@ header and act on what was gathered; they know nothing of each other.
 """
 
 from isotherm.control.announcer import Announcer
+from isotherm.control.callback import Callback
 from isotherm.control.desk import PlanDesk
 from isotherm.control.heartbeat import Heartbeat
 from isotherm.control.link import GroupLink, Link, Transfer
@@ -22,6 +23,7 @@ from isotherm.control.states import Life, Limits, Seen, next_life
 
 __all__ = [
     "Announcer",
+    "Callback",
     "GroupLink",
     "Heartbeat",
     "Life",

@@ -37,6 +37,12 @@ class Announcer:
         self._verdict = 0
         self._is_off = False
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something announced has still to be delivered or refused. On rank 0, between a header and
+        what this acts on it."""
+        return self._carried is not None or self._received is not None
+
     def announce(self, data: bytes) -> None:
         """Hands over what the next round is to carry. On rank 0 only, one at a time, on the thread that
         makes the rounds."""

@@ -12,7 +12,7 @@ import numpy as np
 from isotherm import planner
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import Config
-from isotherm.control import Announcer, Limits, Link, PlanDesk, PlanLog, Promise, Seen, Span, Watch
+from isotherm.control import Announcer, Callback, Limits, Link, PlanDesk, PlanLog, Promise, Seen, Span, Watch
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.forward import ForwardPath
@@ -96,8 +96,8 @@ class Loop:
         self.imbalance: ImbalanceSummary | None = None
         self.served: Served | None = None
         self._planned: float | None = None
-        self.on_window: Callable[[HeatWindow], None] | None = None
-        self.on_decision: Callable[[Decision], None] | None = None
+        self.on_window: Callback[HeatWindow] = Callback("on_window")
+        self.on_decision: Callback[Decision] = Callback("on_decision")
         self._window: HeatWindow | None = None
         self._heat_LE: Int64Array | None = None
         self._is_asked_for = False
@@ -106,6 +106,8 @@ class Loop:
         # Rank 0's: windows that the mind has not seen, because something was under way when they came.
         self._unseen: deque[HeatWindow] = deque(maxlen=self._config.forecast_windows)
         self._past = Past()
+        self._seen_step = 0  # the end of the newest window in it
+        self._mode = self._config.mode  # of the newest attempt: another one may answer with yes
 
     def _make_mover(self, start: Ledger) -> Mover:
         rooms, config = self._rooms, self._config
@@ -125,46 +127,52 @@ class Loop:
     # -- the heartbeat's thread: windows and plans ---------------------------------------------------
 
     def _on_round(self) -> None:
-        """Plans at once where somebody asked for it, degraded or not."""
-        window = self._window
-        if self._is_asked_for and window is not None and self.watch.life.state is not State.MOVING:
+        """Plans at once where somebody asked for it, degraded or not; or as soon as nothing is under way."""
+        is_moving = self.watch.life.state is State.MOVING
+        if self._is_asked_for and self._window is not None and not is_moving and self._may_plan:
             self._is_asked_for = False
-            self._begin_planning(window)
+            self._begin_planning(self._window, is_asked_for=True)
 
     def see_window(self, window: HeatWindow) -> None:
         """Takes in a window that was gathered, and plans on it unless something else is under way."""
+        # First: shares on the way follow from it, which may not differ between ranks if one fails below.
+        self._window = window
+        self._heat_LE = window.heat_LE
         self.windows += 1
+        if self._rank == 0:
+            self._unseen.append(window)
         self.imbalance = ImbalanceSummary.of(window.load_LG, window.layer_ids)
         self.served = explain_window(window, self._in_force(), self._topology, self._planned)
         self._plan_log.see_window(window.start_step, window.end_step, self.imbalance.overall)
-        self._window = window
-        self._heat_LE = window.heat_LE
-        if self._rank == 0:
-            self._unseen.append(window)
         self.watch.note_progress()
-        if self.watch.life.state is State.OBSERVING:
+        if self.watch.life.state is State.OBSERVING and self._may_plan:
             self._begin_planning(window)
-        if self.on_window is not None:
-            self.on_window(window)
+        self.on_window(window)
 
     def _in_force(self) -> Ledger:
         """What this rank routes by."""
         return self.mover.ledger_in_force(self._forward.epoch)
 
-    def _begin_planning(self, window: HeatWindow) -> None:
-        if self._rank != 0 or self._is_held or not self.desk.is_free:
-            return
+    @property
+    def _may_plan(self) -> bool:
+        """Whether rank 0 may begin an attempt. Not while a plan is on its way to the others: one that is made
+        without it would replace it."""
+        return self._rank == 0 and not (self._is_held or self.announcer.is_busy) and self.desk.is_free
+
+    def _begin_planning(self, window: HeatWindow, *, is_asked_for: bool = False) -> None:
         ledger, earlier = self.mover.ledger, tuple(each for each in self._unseen if each is not window)
-        self.desk.begin(lambda: self._plan(earlier, window, ledger))
+        is_other, self._mode = self._forward.mode != self._mode, self._forward.mode
+        knows = window.end_step <= self._seen_step
+        mind = self._mind(ledger, knows=knows, forgets_rests=is_asked_for or is_other)
+        self.desk.begin(lambda: self._plan(mind, earlier, window, ledger))
 
     def _take_decision(self, made: _Made) -> bytes | None:
         """What an attempt that was not called off decided, on rank 0: the plan to announce, or None."""
         decision = made.decision
-        self._past = made.mind.past
+        self._past, self._seen_step = made.mind.past, made.window.end_step
         while self._unseen and self._unseen[0].end_step <= made.window.end_step:
             self._unseen.popleft()
-        if self.on_decision is not None:
-            self.on_decision(decision)
+        self.on_decision(decision)
         logger.debug("isotherm: step %d: %s", decision.step, decision.reason)
         if decision.plan is None or self._forward.mode not in ("shares", "full"):
             return None
@@ -246,10 +254,9 @@ class Loop:
 
     # -- the planner's thread ------------------------------------------------------------------------
 
-    def _plan(self, earlier: tuple[HeatWindow, ...], window: HeatWindow, ledger: Ledger) -> _Made:
+    def _plan(self, mind: Mind, earlier: tuple[HeatWindow, ...], window: HeatWindow, ledger: Ledger) -> _Made:
         """Shows the mind what it has not seen, and has it decide on ``window``. Changes nothing: what it
         returns may be discarded."""
-        mind = self._mind(ledger)
         with self._span("plan", "planner"):
             for each in earlier:
                 past = mind.past.with_window(each, self._config.forecast_windows)
@@ -257,7 +264,10 @@ class Loop:
             mind, decision = make_decision(mind, window, self._step())
         return _Made(mind, decision, window, ledger)
 
-    def _mind(self, ledger: Ledger) -> Mind:
+    def _mind(self, ledger: Ledger, *, knows: bool, forgets_rests: bool) -> Mind:
+        """``knows``: it was shown the newest window before. ``forgets_rests``: it is to look again at what it
+        answered with no."""
+        past = replace(self._past, refusal=None, calm=None) if forgets_rests else self._past
         return Mind(
             topology=self._topology,
             config=replace(self._config, mode=self._forward.mode),
@@ -266,14 +276,15 @@ class Loop:
             settled=ledger.phase is Phase.SETTLED,
             movable=self._rooms.is_movable and self.mover.is_clear,
             bytes_per_expert=self._rooms.bytes_per_expert,
-            past=self._past,
+            past=past,
+            knows_window=knows,
         )
 
     # -- anyone --------------------------------------------------------------------------------------
 
     def ask(self) -> None:
         """Plans in the next round, on the newest window."""
-        self._is_asked_for = True
+        self._is_asked_for = self._rank == 0
 
     def _step(self) -> int:
         return self._rooms.collector.step

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 import torch.distributed as dist
 
-from isotherm.control import GroupLink, Heartbeat, Link, Span, check_peers, no_span
+from isotherm.control import Callback, GroupLink, Heartbeat, Link, Span, check_peers, no_span
 from isotherm.heat.aside import DeviceGroup, TorchDeviceGroup
 from isotherm.heat.buffers import Asked, Source, make_heat_buffers, memory_of_heat
 from isotherm.heat.gather import HeatGather
@@ -25,6 +25,9 @@ from isotherm.window import KINDS, HeatWindow
 logger = logging.getLogger("isotherm")
 
 Kind = Literal["prefill", "decode"]
+
+_KEPT_WINDOWS = 256
+"""Windows that wait for `HeatCollector.poll`: half a megabyte each for DeepSeek-V3's shape."""
 
 
 class HeatCollector:
@@ -120,9 +123,10 @@ class HeatCollector:
             deliver=self._keep,
             span=span,
         )
-        self._windows: deque[HeatWindow] = deque()
-        self._callback: Callable[[HeatWindow], None] | None = None
-        self._callback_failed = False
+        self._windows: deque[HeatWindow] = deque(maxlen=_KEPT_WINDOWS)
+        self._has_dropped = False
+        self._callback: Callback[HeatWindow] = Callback("on_window")
+        self._is_closed = False
         self._tokens_K = [0] * len(KINDS)
         self.step = 0
         self._heartbeat: Heartbeat | None = None
@@ -256,6 +260,8 @@ class HeatCollector:
                 f"count() takes received counts, and this collector was built with source={self._source!r}: "
                 "build it with source='received', or call count_ids()"
             )
+        if self._is_closed:
+            return
         with forward_path():
             self._received.count(
                 layer,
@@ -274,7 +280,7 @@ class HeatCollector:
             ValueError: a placement of another shape.
         """
         placement.check_fits(self._shape, self._topology)
-        if self._received is None:
+        if self._received is None or self._is_closed:
             return
         with forward_path():
             self._received.load(placement, self._backend.main_stream(), self._side)
@@ -291,8 +297,10 @@ class HeatCollector:
 
     def advance(self, *, num_tokens: Number, num_decode: Number, snapshots: bool = True) -> None:
         """Ends a step without a round: for the balancer, which makes its own."""
-        self._add_tokens(num_tokens, num_decode)
         self.step += 1
+        if self._is_closed:
+            return
+        self._add_tokens(num_tokens, num_decode)
         main = self._backend.main_stream()
         if self._received is not None:
             self._received.hand_over(main, self._side)
@@ -326,17 +334,19 @@ class HeatCollector:
         return self._ring.skipped
 
     def poll(self) -> HeatWindow | None:
-        """The oldest window not yet taken, the same on every rank, or None. Never waits."""
+        """The oldest window not yet taken, the same on every rank, or None; the newest 256 are kept. Never
+        waits."""
         return self._windows.popleft() if self._windows else None
 
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
         """Calls ``callback`` with each window from now on, off the forward thread (on it with
         ``inline``); ``poll`` then returns none. What it raises is logged, and collection goes on."""
-        self._callback = callback
+        self._callback.set(callback)
 
     def close(self, timeout_seconds: float = 30.0) -> None:
-        """Ends collection; called on every rank. Twice is allowed. Waits for the other ranks, at most
-        ``timeout_seconds``."""
+        """Ends collection; called on every rank, on the engine's thread. Twice is allowed. Waits for the
+        other ranks, at most ``timeout_seconds``. Steps that the engine makes afterwards are not counted."""
+        self._is_closed = True
         if self._heartbeat is not None:
             self._heartbeat.close(timeout_seconds)
             self._heartbeat = None
@@ -344,16 +354,17 @@ class HeatCollector:
             self._side.close()
 
     def _keep(self, window: HeatWindow) -> None:
-        if self._callback is None:
-            self._windows.append(window)
-            return
-        try:
+        if self._callback.is_set:
             self._callback(window)
-        except Exception:
-            # The engine's own code: it must not end the rounds that other ranks are in.
-            if not self._callback_failed:
-                logger.exception("isotherm: on_window's callback raised; it will not be logged again")
-            self._callback_failed = True
+            return
+        if len(self._windows) == _KEPT_WINDOWS and not self._has_dropped:
+            self._has_dropped = True
+            logger.warning(
+                "isotherm: %d windows wait for poll(), and older ones are dropped from here on: call it, or "
+                "on_window()",
+                _KEPT_WINDOWS,
+            )
+        self._windows.append(window)
 
 
 def _scalar(number: Number) -> Number:

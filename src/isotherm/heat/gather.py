@@ -67,6 +67,10 @@ class HeatGather:
         self._pending: list[_Slice] = []
         self._held: dict[int, Snapshot] = {}
 
+    def deliver_to(self, deliver: Callable[[HeatWindow], None]) -> None:
+        """Passes windows to ``deliver`` from now on. What it raises is a failure of this participant."""
+        self._deliver = deliver
+
     def header(self) -> Sequence[int]:
         self._held = {}
         words: list[int] = []
