@@ -78,3 +78,14 @@ def test_nothing_is_read_before_every_rank_has_finished_a_step():
     assert engine.chunks == []
     engine.round(steps=1)
     assert engine.chunks == [[4], [5, 6]]
+
+
+def test_a_plan_taken_on_before_the_one_called_off_was_given_up_is_another():
+    """The mover rests after a failure, while plans come again."""
+    engine = Engine(100)
+    rounds = rounds_between(START, GOAL, TOPOLOGY, limit=3)
+    engine.mover.aim(GOAL, GOAL.even_shares(), rounds)
+    engine.mover.call_off()
+    engine.mover.aim(GOAL, GOAL.even_shares(), rounds)
+    engine.round()
+    assert engine.mover.ledger.phase is Phase.FILLING

@@ -162,6 +162,59 @@ def test_a_wrong_bit_is_told_by_the_rank_where_it_arrived_and_nobody_is_left_wai
     assert says in told[1]
 
 
+class SlotLost(HostTransport):
+    """The first copies of a chunk raise on rank 0, which sends whatever lies there."""
+
+    has_raised = False
+
+    def _copy(self, pairs):
+        if not self.has_raised:
+            self.has_raised = True
+            raise OSError("on purpose")
+        super()._copy(pairs)
+
+
+def test_who_fails_in_the_first_part_of_a_chunk_leaves_nobody_waiting_in_the_next():
+    weights = [make_weights(seed, ("stacked",) * 7) for seed in range(2)]
+    before = bits_of(weights[0], 1, 2)
+    links, backend = memory_links(2), backend_for("cpu")
+    fills = [Fill(layer, 3 + slot, 0, slot) for layer in range(LAYERS) for slot in range(3)]
+
+    def carry(rank):
+        experts = ExpertWeights(weights[rank], layers=LAYERS, slots_per_rank=3)
+        transport = (HostTransport if rank else SlotLost)(experts, TOPOLOGY, backend)
+        try:
+            transport.carry(fills, links[rank])
+        except OSError as error:
+            return str(error), transport.received_bytes
+        finally:
+            transport.close()
+        return None, transport.received_bytes // experts.bytes_per_expert
+
+    assert on_both(carry) == [("on purpose", 0), (None, 6)]
+    assert bits_of(weights[1], 1, 2) == before
+
+
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+def test_a_chunk_that_raises_is_told_whatever_it_raises(error):
+    (link,) = memory_links(1)
+
+    class Transport:
+        received_bytes = 0
+
+        def carry(self, fills, link):
+            raise error("on purpose")
+
+        def close(self):
+            pass
+
+    told = []
+    carrier = Carrier(Transport(), backend_for("cpu").side_stream("carrier"), lambda: told.append(1))
+    carrier.start([Fill(0, 1, 0, 0)], link)
+    carrier.close(10.0)
+    assert (carrier.ended, carrier.failed, told) == (1, 1, [1])
+
+
 def test_a_chunk_that_arrived_is_told_before_it_counts_and_may_be_refused():
     (link,) = memory_links(1)
     seen = []

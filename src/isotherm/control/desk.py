@@ -25,7 +25,7 @@ Made = TypeVar("Made")
 class _Outcome(Generic[Made]):
     attempt: int
     made: Made | None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class PlanDesk(Generic[Made]):
@@ -93,7 +93,7 @@ class PlanDesk(Generic[Made]):
         def run() -> None:
             try:
                 outcome = _Outcome(attempt, work())
-            except Exception as error:
+            except BaseException as error:  # SystemExit too: an attempt without an outcome is never over
                 outcome = _Outcome[Made](attempt, None, error)
             self._outcomes.put(outcome)
             returned.set()

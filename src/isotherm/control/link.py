@@ -84,9 +84,18 @@ class GroupLink:
 
     The group must be the balancer's own: nobody else may use it, from any thread. It need not be known to
     torch.distributed.
+
+    Raises:
+        ValueError: the group carries no CPU tensors.
     """
 
     def __init__(self, group: dist.ProcessGroup | ProcessGroupGloo) -> None:
+        if isinstance(group, dist.ProcessGroup) and torch.device("cpu") not in group._device_types:
+            kinds = ", ".join(sorted(device.type for device in group._device_types)) or "no"
+            raise ValueError(
+                f"the group carries {kinds} tensors, and ranks talk through CPU memory: give a gloo group "
+                "that nobody else uses, torch.distributed.new_group(backend='gloo')"
+            )
         # The backend has the same calls, whatever its stubs say.
         self._group = cast(dist.ProcessGroup, group)
         self.rank = group.rank()

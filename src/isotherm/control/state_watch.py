@@ -155,10 +155,11 @@ class Watch:
     @property
     def state(self) -> tuple[State, int, float]:
         """The state, and the step and the time (seconds since the epoch) since when. Any thread."""
-        if self.is_stalled and self.life.state is not State.DEGRADED:
+        life = self.life  # read once: another thread replaces it
+        if self.is_stalled and life.state is not State.DEGRADED:
             beat = self._beat
             return State.DEGRADED, beat.step, time.time() - (time.monotonic() - beat.seconds)
-        return self.life.state, self.life.since_step, self.since_seconds
+        return life.state, life.since_step, self.since_seconds
 
     def _end_stall(self) -> None:
         beat, step = self._beat, self._own_step()

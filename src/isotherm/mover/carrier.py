@@ -84,7 +84,7 @@ class Carrier:
         try:
             self._transport.carry(fills, link)
             self._on_arrival(fills)
-        except Exception:
+        except BaseException:  # SystemExit too: a chunk that never ends lets none move after it
             logger.exception("isotherm: a transfer of %d experts failed on rank %d", len(fills), link.rank)
             self.failed += 1
         self.ended += 1

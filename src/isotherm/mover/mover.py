@@ -108,6 +108,7 @@ class Mover:
         if self._carrier is None and goal != self.ledger.placement:
             raise ValueError("the plan moves weights, but the balancer was built with weights=None")
         self._give_up()
+        self._is_off = False  # what was to be given up is: this plan is another
         if self.ledger.phase is not Phase.SETTLED:
             raise ValueError(
                 f"the ranks have still to agree on the tables of epoch {self.ledger.epoch}: make another "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from isotherm.control import Link
+from isotherm.errors import LinkError
 from isotherm.mover.parts import Copy, copy_all, parts_of
 from isotherm.mover.schedule import Fill
 from isotherm.mover.weights import Bits, ExpertWeights, can_send
@@ -47,19 +48,27 @@ class HostTransport:
 
         Called on the carrier's thread, with the same fills on every rank of the link.
         """
+        failed: Exception | None = None
         for first in range(0, len(fills), _STAGED_EXPERTS):
-            self._carry(fills[first : first + _STAGED_EXPERTS], link)
+            try:
+                self._carry(fills[first : first + _STAGED_EXPERTS], link)
+            except LinkError:
+                raise
+            except Exception as error:
+                failed = failed or error  # the others wait for this rank's part of those that follow
+        if failed is not None:
+            raise failed
 
     def _carry(self, fills: Sequence[Fill], link: Link) -> None:
         """Carries as many fills as the staging holds."""
         parts = parts_of(fills, link.rank, self._weights, self._topology, self._places)
-        self.received_bytes += self._weights.bytes_per_expert * parts.experts
         try:
             self._copy(parts.leaving)
         finally:
             # Whatever went wrong here, the others are in this call; a rank that fails says so afterwards.
             link.exchange(parts.sends, parts.receives)
         self._copy(parts.arriving)
+        self.received_bytes += self._weights.bytes_per_expert * parts.experts
 
     def close(self) -> None:
         self._stream.close()
