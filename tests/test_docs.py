@@ -20,6 +20,7 @@ FILE = re.compile(r"\b((?:tests|tests_engines|examples|benchmarks|docs)/[\w/.-]*
 MODULE = re.compile(r"`([\w/]+\.py)`")
 NAMED_TEST = re.compile(r"\b(?:((?:tests|tests_engines)/[\w/]+\.py)::)?(test_\w+)\b(?!\.py)")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+DOTTED = re.compile(r"`(isotherm(?:\.\w+)+)[`(]")
 MAKE = re.compile(r"(?:`|^ {4})make ([\w-]+)", re.MULTILINE)
 COMMAND = re.compile(r"(?:`|^(?: {4})?)isotherm ((?:[^`\n\\#]|\\\n)+)", re.MULTILINE)
 
@@ -80,12 +81,39 @@ def test_names_that_a_page_takes_from_here_are_there(page: Path) -> None:
     """Read, not imported: that would take transformers, or an engine."""
     for block in PYTHON.findall(text_of(page)):
         for module, name in names_used(block):
-            is_there = (
+            found = (
                 name in isotherm.__all__
                 if module == "isotherm"
                 else re.search(rf"\b{name}\b", source_of(module)) is not None
             )
-            assert is_there, f"{page.name}: {module} has no {name}"
+            assert found, f"{page.name}: {module} has no {name}"
+
+
+def is_there(dotted: str, sources: str) -> bool:
+    """Whether it is a module, what a module has by that name, or a group of entry points."""
+    module, _, name = dotted.rpartition(".")
+    path = ROOT / "src" / dotted.replace(".", "/")
+    if path.is_dir() or path.with_suffix(".py").is_file() or f'"{dotted}"' in sources:
+        return True
+    parent = ROOT / "src" / module.replace(".", "/")
+    if not (parent.is_dir() or parent.with_suffix(".py").is_file()):
+        return is_there(module, sources)
+    return re.search(rf"\b{name}\b", source_of(module)) is not None
+
+
+@each_page
+def test_dotted_names_on_a_page_are_there(page: Path) -> None:
+    sources = "".join(text_of(path) for path in ROOT.glob("src/isotherm/**/*.py"))
+    missing = [name for name in DOTTED.findall(text_of(page)) if not is_there(name, sources)]
+    assert not missing, f"{page.name} names what is not there: {missing}"
+
+
+def test_dotted_names_that_are_not_there_are_found() -> None:
+    assert is_there("isotherm.control.next_life", "")
+    assert not is_there("isotherm.policies", "")
+    assert not is_there("isotherm.control.gone", "")
+    assert not is_there("isotherm.gone.next_life", "")
+    assert "isotherm.decide.make_decision" in DOTTED.findall(text_of(ROOT / "docs" / "planning.md"))
 
 
 @each_page
