@@ -113,6 +113,14 @@ def test_sglang_gets_what_its_own_planner_gives_with_fewer_moves(seed):
     assert 0 < moved < moved_by_theirs / 2
 
 
+@pytest.mark.parametrize("name", ["elasticity_aware", "elasticity_aware_hierarchical"])
+def test_sglangs_elastic_planners_are_not_replaced(name):
+    """They leave out ranks that are gone."""
+    algorithm = sglang("eplb_algorithms").EplbAlgorithm[name]
+    with pytest.raises(ValueError, match=f"eplb_algorithm={name} plans around ranks that are gone"):
+        rebalance_experts(**asked(make_heat(0)) | {"algorithm": algorithm})
+
+
 def test_sglang_rebalances_through_our_planner_from_what_it_holds(monkeypatch):
     location, algorithms = sglang("expert_location"), sglang("eplb_algorithms")
     moe = SimpleNamespace(

@@ -86,6 +86,11 @@ def test_sglang_is_asked_what_its_slots_hold(monkeypatch):
     assert arrivals(held, grown) > arrivals(held, found)
 
 
+def test_sglangs_elastic_planner_is_not_replaced():
+    with pytest.raises(ValueError, match="eplb_algorithm=elasticity_aware plans around ranks that are gone"):
+        sglang_plan(make_heat(0), algorithm=SimpleNamespace(name="elasticity_aware"))
+
+
 def test_ascend_keeps_what_its_worker_checks_and_lowers_the_hottest_rank():
     held_LGS, heat_LE = make_held(3).reshape(LAYERS, RANKS, SLOTS), make_heat(3)
     load_LGS = slot_loads(heat_LE, held_LGS)

@@ -313,6 +313,13 @@ def test_a_file_or_a_port_that_cannot_be_had_is_left_out(
             assert "metrics are not served" in caplog.text
             assert ("start another file" in caplog.text) == (kept == 0)
 
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("isotherm.traces.record_to", full)
+        assert window_keepers(worker, shape, topology, settings) == []
+        assert "heat is not recorded: [Errno 28]" in caplog.text
+
 
 def test_windows_become_metrics() -> None:
     metrics, registry = WindowMetrics(), CollectorRegistry()

@@ -196,9 +196,12 @@ def test_a_recording_goes_on_in_its_file_and_another_models_is_left_out(
         ({"ISOTHERM_VLLM": "yes"}, "neither 0 nor 1"),
         ({"ISOTHERM_RECORD": "a.heat"}, "ISOTHERM_VLLM=1"),
         ({"ISOTHERM_OBSERVE_PORT": "9000"}, "ISOTHERM_OBSERVE"),
-        ({"ISOTHERM_VLLM": "1", "ISOTHERM_VLLM_MAX_IMBALANCE": "0.9"}, "from 1"),
-        ({"ISOTHERM_VLLM": "1", "ISOTHERM_VLLM_MAX_IMBALANCE": "inf"}, "from 1"),
-        ({"ISOTHERM_OBSERVE": "a.heat", "ISOTHERM_OBSERVE_STEPS": "2.5"}, "whole number"),
+        ({"ISOTHERM_VLLM": "1", "ISOTHERM_VLLM_MAX_IMBALANCE": "0.9"}, "a number, at least 1"),
+        ({"ISOTHERM_VLLM": "1", "ISOTHERM_VLLM_MAX_IMBALANCE": "inf"}, "a number, at least 1"),
+        (
+            {"ISOTHERM_OBSERVE": "a.heat", "ISOTHERM_OBSERVE_STEPS": "2.5"},
+            "whole number from 2 to 2147483648",
+        ),
         ({"ISOTHERM_OBSERVE": "a.heat", "ISOTHERM_OBSERVE_PORT": "70000"}, "65535"),
     ],
 )

@@ -24,6 +24,8 @@ from isotherm.topology import Topology
 
 _LOCATION = "sglang.srt.eplb.expert_location"
 """SGLang's module that knows which expert each slot holds."""
+_ELASTIC = "elasticity_aware"
+"""How the names of the planners begin that SGLang uses where ranks come and go."""
 
 
 def rebalance_experts(
@@ -46,8 +48,8 @@ def rebalance_experts(
             too, stay as they are.
         num_physical_experts: slots over all ranks.
         num_local_physical_experts: slots of a rank.
-        num_groups, algorithm: those of SGLang's own planners, which do not apply: expert groups are not kept
-            on their nodes.
+        num_groups: not used: expert groups are not kept on their nodes.
+        algorithm: SGLang's own planner. That of elastic expert parallelism is refused; others do not apply.
         num_nodes: machines, that hold equally many ranks.
         current: [layers, slots], the expert of each slot. None: what the SGLang of this process says; where
             it says nothing, or has another number of slots, the plan is made from nothing.
@@ -59,8 +61,14 @@ def rebalance_experts(
         host memory.
 
     Raises:
-        ValueError: tokens or sizes that do not fit together; the message names them.
+        ValueError: tokens or sizes that do not fit together; the message names them. Elastic expert
+            parallelism, whose planner knows of ranks that are gone: ours would place experts on them.
     """
+    if (name := getattr(algorithm, "name", "")).startswith(_ELASTIC):
+        raise ValueError(
+            f"eplb_algorithm={name} plans around ranks that are gone, of which Isotherm is not told: start "
+            "SGLang without elastic expert parallelism, or leave its own rebalance_experts in place"
+        )
     heat_LE = tokens_per_expert.sum(dim=0).cpu().numpy()
     layers, experts = heat_LE.shape
     topology = Topology(

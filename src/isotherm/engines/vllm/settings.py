@@ -78,6 +78,6 @@ def _number(
     except ValueError:
         value = least - 1
     if not least <= value <= most or value == inf:
-        kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{name}={given[name]} must be {kind} from {least:g} to {most:g}")
+        rule = f"a whole number from {least:.0f} to {most:.0f}" if whole else f"a number, at least {least:g}"
+        raise ValueError(f"{name}={given[name]} must be {rule}")
     return value
