@@ -132,7 +132,10 @@ def table_of(heats: Heats, topology: Topology) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--traces", type=Path)
-    heats = read_heats(parser.parse_args().traces)
+    try:
+        heats = read_heats(parser.parse_args().traces)
+    except ValueError as error:
+        parser.error(str(error))
     warm_up()
     console = Console(width=130)
     console.print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
