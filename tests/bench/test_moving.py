@@ -166,20 +166,21 @@ def accounts(*steps):
 @pytest.mark.parametrize(("spare_cores", "beyond"), [(0, 0.5), (2, 3.5)])
 def test_a_step_that_takes_longer_than_other_threads_explain_falls_short(spare_cores, beyond):
     taken = accounts([77, 76, 1, 1], [77.5, 76, 1.5, 1.5], [80.5, 76.5, 4, 4])
-    section = accounts_section(taken, spare_cores=spare_cores)
-    assert section.figure("moving - off", "other threads, CPU").value == pytest.approx(3)
-    assert section.figure("moving - off", "beyond other threads").value == pytest.approx(beyond)
+    section = accounts_section("", taken, spare_cores=spare_cores)
+    assert section.figure("moving - off", "others' CPU").value == pytest.approx(3)
+    assert section.figure("moving - off", "asleep").value == pytest.approx(0)
+    assert section.figure("moving - off", "beyond others").value == pytest.approx(beyond)
     assert [target.ok for target in section.targets] == [False]
 
 
 def test_a_step_that_gave_its_core_to_other_threads_is_explained_where_no_core_is_left():
     taken = accounts([77, 76, 1, np.nan], [77, 76, 1, np.nan], [80, 76, 4, np.nan])
-    explained = accounts_section(taken, spare_cores=0)
-    assert explained.figure("moving - off", "beyond other threads").value == 0
+    explained = accounts_section("", taken, spare_cores=0)
+    assert explained.figure("moving - off", "beyond others").value == 0
     assert [target.ok for target in explained.targets] == [True]
-    assert [target.ok for target in accounts_section(taken, spare_cores=1).targets] == [False]
+    assert [target.ok for target in accounts_section("", taken, spare_cores=1).targets] == [False]
     with pytest.raises(KeyError):  # the system does not tell
-        explained.figure("off", "waiting for a core")
+        explained.figure("off", "no core")
 
 
 def test_plans_on_purpose_move_as_many_experts_as_they_say_and_keep_all_of_them():

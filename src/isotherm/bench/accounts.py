@@ -13,7 +13,7 @@ from isotherm.arrays import FloatArray
 _WAITED = Path("/proc/thread-self/schedstat")
 _UNITS_MS = 1e-6
 
-ACCOUNTS = ("wall", "engine's thread, CPU", "other threads, CPU", "waiting for a core")
+ACCOUNTS = ("wall", "engine's CPU", "others' CPU", "no core")
 """What `read_accounts` reads."""
 
 

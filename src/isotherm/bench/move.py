@@ -32,7 +32,7 @@ from isotherm.bench.move_steps import accounts_section, steps_section
 from isotherm.bench.ranks import run_ranks
 from isotherm.bench.traffic import SHAPE
 from isotherm.bench.turns import take_turns
-from isotherm.config import Mode
+from isotherm.config import Config, Mode
 from isotherm.hall.rooms import tables_of
 from isotherm.status import State
 
@@ -56,6 +56,10 @@ _CALLS_NOTE = _NOTE + (
     "experts in their own order, with us or without."
 )
 _STEPS_NOTE = _NOTE + f"Blocks of {_STEPS} steps. "
+_WINDOWS_NOTE = (
+    f"Observing and moving take a snapshot in {CONFIG.snapshot_steps} steps, gather it and think about it; "
+    f"by default in {Config().snapshot_steps}."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +97,7 @@ def measure_moving(*, quick: bool, tell: Callable[[str], None]) -> Report:
     sections = (
         _calls(record),
         steps_section(_STEPS_NOTE, record.steps_ms),
-        accounts_section(record.accounts_ms),
+        accounts_section(_WINDOWS_NOTE, record.accounts_ms),
         _tables(record),
         _plans(record),
     )

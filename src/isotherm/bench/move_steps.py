@@ -19,17 +19,19 @@ _STEPS_NOTE = (
 )
 _ACCOUNTS_NOTE = (
     "Means of the same blocks, per step, averaged over both ranks; differences within a turn, with their "
-    f"95 % intervals. {RANKS} engines that never pause fill {RANKS} cores: each ms in which another thread "
-    "of these processes runs is taken from one of them, whichever. So the steps of both grow together by "
-    "what the other threads of both take, and on average over the ranks by the column 'other threads'. The "
-    "ranks do not meet within a block; where they meet in each step the later one counts, and the growth "
-    "lies between that and twice as much. Where there are more cores than engines the other threads have "
-    "cores of their own, and explain nothing. 'beyond other threads' is the difference on the wall minus "
-    "theirs: what the interpreter's lock, caches and memory take beside, less what a rank is spared whose "
-    "neighbour's block has ended. 'waiting for a core' is the kernel's own word, as a check: how long the "
-    "engine's thread could have run and had no core, for the sake of whatever process."
+    f"95 % intervals. others' CPU: of all threads but the engine's. {RANKS} engines that never pause fill "
+    f"{RANKS} cores: each ms in which another thread of these processes runs is taken from one of them, "
+    "whichever. So the steps of both grow together by what the others of both take, and on average over the "
+    "ranks by that column. The ranks do not meet within a block; where they meet in each step the later one "
+    "counts, and the growth lies between that and twice as much. Where there are more cores than engines "
+    "the others have cores of their own, and explain nothing. beyond others: the difference on the wall "
+    "minus theirs, what the interpreter's lock, caches and memory take beside, less what a rank is spared "
+    "whose neighbour's block has ended. As a check, the kernel's own word: a step is what the engine's "
+    "thread runs, what it could have run and had no core, whatever process had that, and what it slept, for "
+    "the interpreter's lock above all. "
 )
-_BEYOND = "beyond other threads"
+_BEYOND = "beyond others"
+_ASLEEP = "asleep"
 
 
 def steps_section(note: str, steps_ms: Mapping[str, FloatArray]) -> Section:
@@ -49,27 +51,38 @@ def steps_section(note: str, steps_ms: Mapping[str, FloatArray]) -> Section:
     return replace(section, targets=(target,))
 
 
-def accounts_section(accounts_ms: Mapping[str, FloatArray], *, spare_cores: int | None = None) -> Section:
+def accounts_section(
+    note: str, accounts_ms: Mapping[str, FloatArray], *, spare_cores: int | None = None
+) -> Section:
     """Where steps' time went by arm, [turns, `ACCOUNTS`]. ``spare_cores``: cores without an engine; None:
     those of this machine."""
     spare = num_spare_cores(RANKS) if spare_cores is None else spare_cores
-    told = [index for index in range(len(ACCOUNTS)) if np.isfinite(accounts_ms["off"][:, index]).all()]
+    columns = {name: _columns(values) for name, values in accounts_ms.items()}
     figures = [
-        Figure.of(name, ACCOUNTS[index], "ms", values[:, index].tolist())
-        for name, values in accounts_ms.items()
-        for index in told
+        Figure.of(name, column, "ms", values.tolist())
+        for name, by_column in columns.items()
+        for column, values in by_column.items()
     ]
     for name in ("observing", "moving"):
-        row, grown = f"{name} - off", accounts_ms[name] - accounts_ms["off"]
+        grown = {column: values - columns["off"][column] for column, values in columns[name].items()}
+        wall, _, others, *_ = grown.values()
+        grown[_BEYOND] = wall if spare else wall - others
         figures += [
-            Figure.of_differences(row, ACCOUNTS[index], "ms", grown[:, index].tolist()) for index in told
+            Figure.of_differences(f"{name} - off", column, "ms", values.tolist())
+            for column, values in grown.items()
         ]
-        beyond = grown[:, 0] - (0.0 if spare else 1.0) * grown[:, 2]
-        figures.append(Figure.of_differences(row, _BEYOND, "ms", beyond.tolist()))
-    section = Section("Where the steps' time went", _ACCOUNTS_NOTE, tuple(figures))
+    section = Section("Where the steps' time went", _ACCOUNTS_NOTE + note, tuple(figures))
     target = Target(
         "a step's wall time, moving - off, beyond other threads, lower end of the 95 % interval, ms",
         section.figure("moving - off", _BEYOND).low,
         0.0,
     )
     return replace(section, targets=(target,))
+
+
+def _columns(accounts_TA: FloatArray) -> dict[str, FloatArray]:
+    """By name, in the order of `ACCOUNTS`, what the system tells of."""
+    columns = dict(zip(ACCOUNTS, accounts_TA.T, strict=True))
+    wall, engine, _, waiting = columns.values()
+    columns[_ASLEEP] = wall - engine - waiting
+    return {column: values for column, values in columns.items() if np.isfinite(values).all()}
