@@ -315,10 +315,10 @@ class Balancer:
         write_held(Path(path), self.placement, self.shape.ids, self.topology.ranks)
 
     def logical_state(self) -> list[dict[int, Tensors]]:
-        """For each layer, the tensors of every expert that has a live slot on this rank, by name: views,
-        right until this rank begins another step; copies of what slots that are being retired hold. Between
-        steps, away from the forward path. Called between the same two steps on all ranks, every expert is on
-        some rank.
+        """For each layer, the tensors of every expert that a slot of this rank holds, by name: views, right
+        until this rank begins another step; copies of what slots that are being retired hold. Between steps,
+        away from the forward path. Called between the same two steps on all ranks, every expert is on some
+        rank.
 
         Raises:
             ValueError: the balancer was built without weights.

@@ -46,8 +46,8 @@ class HeldWeights:
         slots, ledger = self._slots(), self._ledger()
         state, copies = slots.logical_state(ledger), slots.retired(ledger)
         self._forward.wait()
-        # The replica that lets a slot be retired may have arrived on a rank whose ledger is a round older and
-        # takes that one for empty. A slot that is not dead by now has not been written to.
+        # What lets a slot be retired is another replica, which may have arrived on a rank whose ledger is a
+        # round older: there it is missing. A slot that is not dead by now has not been written to.
         version_LP = self._ledger().version
         for fill, tensors in copies:
             place = fill.layer, fill.target

@@ -14,6 +14,7 @@ from isotherm.arrays import Int64Array
 from isotherm.mover.ledger import Ledger, Phase
 from isotherm.mover.schedule import Fill
 from isotherm.mover.weights import ExpertWeights, Weights
+from isotherm.placement import EMPTY
 from isotherm.topology import Topology
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
@@ -30,7 +31,7 @@ class Unequal:
 
 
 class LocalSlots:
-    """This rank's slots. A slot that is live in the newest ledger keeps its content at least until the
+    """This rank's slots. A slot that the newest ledger does not retire keeps its content at least until the
     engine's thread begins another step, so what is read between two steps is whole."""
 
     def __init__(self, weights: Weights, experts: ExpertWeights, topology: Topology, rank: int) -> None:
@@ -40,17 +41,19 @@ class LocalSlots:
         self._first = rank * topology.slots_per_rank
 
     def logical_state(self, ledger: Ledger) -> list[dict[int, Tensors]]:
-        """For each layer, the tensors of every expert that has a live slot here: views, not copies."""
+        """For each layer, the tensors of every expert that a slot here holds, whatever its share, but for
+        slots that are being retired: views, not copies."""
         state: list[dict[int, Tensors]] = [{} for _ in self._weights]
-        for layer, slot, expert in self._held(ledger, live=True):
-            state[layer].setdefault(expert, self._tensors(layer, slot))
+        retiring = {(fill.layer, fill.target) for fill in self._retiring(ledger)}
+        for layer, slot, expert in self._held(ledger, live=False):
+            if (layer, self._first + slot) not in retiring:
+                state[layer].setdefault(expert, self._tensors(layer, slot))
         return state
 
     def retired(self, ledger: Ledger) -> list[tuple[Fill, Tensors]]:
-        """What the slots here that ``ledger`` retires still hold: copies, which are whole where the slots are
+        """What the slots here that are being retired still hold: copies, which are whole where the slots are
         not dead when all of it is copied."""
-        own = range(self._first, self._first + self._slots)
-        fills = [fill for fill in ledger.batch if fill.target in own and ledger.phase is Phase.RETIRING]
+        fills = self._retiring(ledger)
         views = [self._tensors(fill.layer, fill.target - self._first) for fill in fills]
         copies = [{name: view.detach().clone() for name, view in each.items()} for each in views]
         return list(zip(fills, copies, strict=True))
@@ -73,6 +76,12 @@ class LocalSlots:
         for layer, slot, expert in self._held(ledger, live=True):
             words_LS2[layer, slot] = expert, _checksum(self._experts.views(layer, slot))
         return words_LS2.reshape(-1)
+
+    def _retiring(self, ledger: Ledger) -> list[Fill]:
+        """Fills of slots here that are neither dead yet nor were before."""
+        own = range(self._first, self._first + self._slots)
+        batch = ledger.batch if ledger.phase is Phase.RETIRING else ()
+        return [f for f in batch if f.target in own and ledger.content[f.layer, f.target] != EMPTY]
 
     def _tensors(self, layer: int, slot: int) -> Tensors:
         return {name: tensors[slot] for name, tensors in self._weights[layer].items()}
