@@ -72,6 +72,8 @@ class PlanDesk(Generic[Made]):
         # Begun, ended, failed: this rank's, and what it has heard of rank 0's.
         self._told = [0, 0, 0]
         self._heard = [0, 0, 0]
+        self._shown = 0  # attempts begun that a header has told of
+        self._is_off = False  # in this round
 
     @property
     def is_free(self) -> bool:
@@ -102,7 +104,10 @@ class PlanDesk(Generic[Made]):
         self._stream.submit(run)
 
     def call_off(self) -> None:
-        """Gives up the attempt that is under way. On every rank, in the same round."""
+        """Gives up the attempt that is under way. On every rank, in the same round: nobody is told any more
+        that it began."""
+        self._is_off = True
+        self._told[0] = min(self._told[0], self._shown)
         if not self._is_open:
             return
         self._is_open = False
@@ -113,12 +118,14 @@ class PlanDesk(Generic[Made]):
     def rejoin(self, link: Link) -> None:
         """An attempt that was under way is given up, and attempts are counted anew."""
         self.call_off()
-        self._told, self._heard = [0, 0, 0], [0, 0, 0]
+        self._told, self._heard, self._shown = [0, 0, 0], [0, 0, 0], 0
 
     def header(self) -> Sequence[int]:
+        self._is_off = False
         while (outcome := self._outcomes.try_take()) is not None:
             if self._is_open and outcome.attempt == self._attempts:
                 self._close_attempt(outcome)
+        self._shown = self._told[0]
         return tuple(self._told)
 
     def act(self, headers_GW: Int64Array, link: Link) -> bool:
@@ -126,7 +133,9 @@ class PlanDesk(Generic[Made]):
             number = int(headers_GW[0, index])
             if number > self._heard[index]:
                 self._heard[index] = number
-                tell()
+                is_called_off = index == 0 and self._is_off
+                if not is_called_off:
+                    tell()
         return False
 
     def close(self, timeout_seconds: float) -> None:
