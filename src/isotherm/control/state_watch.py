@@ -62,6 +62,7 @@ class Watch:
         self._on_rejoin = on_rejoin
         self._step = 0
         self._clock_seconds = time.monotonic()
+        self._stepped_seconds = time.monotonic()  # when all ranks had ended a further step
         self._beat = _Beat(time.monotonic(), 0)
         # Replaced whole, and read from other threads.
         self.life = Life()
@@ -70,12 +71,15 @@ class Watch:
         self.progress_seconds = time.time()
 
     def header(self) -> Sequence[int]:
-        seconds = time.monotonic() - self._clock_seconds
-        return (self._own_step(), is_overdue(self.life, self._step, seconds, self.limits))
+        # While the engine stands still it is no later than it was.
+        now = min(time.monotonic(), self._stepped_seconds + self.limits.stalled_seconds)
+        return (self._own_step(), is_overdue(self.life, self._step, now - self._clock_seconds, self.limits))
 
     def act(self, headers_GW: Int64Array, link: Link) -> bool:
         self._end_stall()
-        self._step = int(headers_GW[:, 0].min())
+        step, self._step = self._step, int(headers_GW[:, 0].min())
+        if self._step > step:
+            self._end_standstill()
         if headers_GW[0, 1]:
             kind = _LATE[self.life.state]
             waited = self._step - self.life.clock_step
@@ -139,7 +143,7 @@ class Watch:
         streak = int(words_GW[:, 2].max())
         self._step = step
         self.life = Life(State.DEGRADED, since_step=since, clock_step=step, streak=streak)
-        self._clock_seconds = time.monotonic()
+        self._clock_seconds = self._stepped_seconds = time.monotonic()
         self._beat = _Beat(time.monotonic(), self._own_step())
         self._on_rejoin(link)
 
@@ -161,12 +165,19 @@ class Watch:
             return State.DEGRADED, beat.step, time.time() - (time.monotonic() - beat.seconds)
         return life.state, life.since_step, self.since_seconds
 
+    def _end_standstill(self) -> None:
+        """A step after a long time: a deadline does not count that."""
+        gap = time.monotonic() - self._stepped_seconds
+        self._stepped_seconds += gap
+        if gap > self.limits.stalled_seconds:
+            self._clock_seconds = min(self._clock_seconds + gap, self._stepped_seconds)
+
     def _end_stall(self) -> None:
         beat, step = self._beat, self._own_step()
         gap = time.monotonic() - beat.seconds
         if gap > self.limits.stalled_seconds:
             # Nobody could make progress meanwhile: what is under way is not late for that.
-            self._clock_seconds += gap
+            self._clock_seconds = min(self._clock_seconds + gap, time.monotonic())
         if self.is_stalled:
             self.failures = self.failures.plus("stalled")
             logger.warning(
