@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from isotherm.traces.formats.deepseek import MAP, WEIGHTS
 from isotherm.traces.formats.own import SLOTS
 from isotherm.traces.formats.sglang import is_folder_of_dumps
 from isotherm.traces.formats.tensorrt_llm import ASSIGNMENTS, META
@@ -31,9 +33,23 @@ _JSON_KEYS: dict[str, FileFormat] = {
 
 
 def located(path: str | os.PathLike[str]) -> Path:
-    """The file that is meant: the sample that ships by its name, unless a file here has it too."""
+    """The file or folder that is meant: the sample that ships by its name, unless a file here has it too.
+
+    Raises:
+        ValueError: nothing is there, it cannot be read, or it cannot be read twice, as readers do.
+    """
     path = Path(path)
-    return Path(__file__).with_name("sample.heat") if str(path) == SAMPLE and not path.exists() else path
+    try:
+        if str(path) == SAMPLE and not path.exists():
+            return Path(__file__).with_name("sample.heat")
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            next(path.iterdir(), None)
+    except OSError as error:
+        raise problem(path, "", f"cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise problem(path, "", "is a pipe or a device, and files are read more than once: save it to a file")
+    return path
 
 
 def detect_format(path: Path) -> FileFormat:
@@ -93,10 +109,13 @@ def holds_placement_alone(path: Path, format: FileFormat) -> bool:
     if format == "isotherm":
         return not is_heat_file(path)
     if format == "deepseek":
-        return "phy2log.npy" in zip_names(path)
+        names = zip_names(path)
+        return f"{MAP}.npy" in names and not any(f"{weights}.npy" in names for weights in WEIGHTS)
     if format == "token-ids":
         return False
     if format == "sglang":
-        text = not path.is_dir() and not zip_names(path)
-        return text and "logical_count" not in parse_json(read_whole(path), path, "")
+        if path.is_dir() or zip_names(path):
+            return False
+        values = parse_json(read_whole(path), path, "")
+        return isinstance(values, dict) and "logical_count" not in values
     return format == "vllm-ascend" or not path.is_dir()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -29,7 +31,7 @@ from isotherm.traces.formats.vllm_ascend import pack_vllm_ascend, read_vllm_asce
 from isotherm.traces.problems import problem
 from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.sources import ROWS_PER_WINDOW, PlacementFile, Source
-from isotherm.traces.stored import read_heat_file
+from isotherm.traces.stored import is_heat_file, read_heat_file
 from isotherm.traces.trace import HeatTrace, Track
 
 PlacementFormat: TypeAlias = Literal["isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
@@ -88,9 +90,21 @@ def read_heat(
     """
     source = Source(located(path), _as_layers(moe_layers), model_layers, top_k, rows_per_window)
     found = detect_format(source.path) if format is None else _known(format)
-    if found not in _HEAT_READERS:
+    if found not in _HEAT_READERS or (
+        found == "isotherm" and format is None and not is_heat_file(source.path)
+    ):
         raise problem(source.path, "", f"a file of {found} holds a placement and no heat")
-    return _HEAT_READERS[found](source)
+    trace = _HEAT_READERS[found](source)
+    header = trace.header
+    source.check_said(header.layer_ids, header.model_layers)
+    if source.top_k is not None and header.top_k != source.top_k:
+        raise problem(source.path, "", f"says top_k={header.top_k}, not {source.top_k}: leave it out")
+    if header.model_layers == source.model_layers or source.model_layers is None:
+        return trace
+    try:
+        return replace(trace, header=replace(header, model_layers=source.model_layers))
+    except ValueError as error:
+        raise problem(source.path, "", str(error)) from error
 
 
 def read_placement(
@@ -105,11 +119,14 @@ def read_placement(
     Files of vLLM Ascend and DeepSeek-style arrays do not name their layers; without ``moe_layers`` they are
     numbered from 0. One of SGLang has rows for dense layers too, which ``moe_layers`` leaves out.
     """
-    source = Source(Path(path), _as_layers(moe_layers), model_layers)
+    source = Source(located(path), _as_layers(moe_layers), model_layers)
     found = detect_format(source.path) if format is None else _known(format)
-    if found not in _PLACEMENT_READERS:
-        raise problem(source.path, "", f"a file of {found} holds heat and no placement")
-    return _PLACEMENT_READERS[found](source)
+    if found not in _PLACEMENT_READERS or (found == "isotherm" and is_heat_file(source.path)):
+        rule = f"a file of {found} holds heat and no placement: `isotherm plan` makes one"
+        raise problem(source.path, "", rule)
+    file = _PLACEMENT_READERS[found](source)
+    source.check_said(file.layer_ids, file.model_layers)
+    return file
 
 
 def write_placement(
@@ -167,7 +184,8 @@ def write_heat(
         ValueError: a window cannot be read, or the file cannot be written.
     """
     path = Path(path)
-    temporary = _beside(path)
+    real = _replaced(path)
+    temporary = _beside(real)
     try:
         with HeatWriter(temporary, trace.header) as writer:
             starts = dict(trace.placements)
@@ -175,13 +193,13 @@ def write_heat(
                 if index in starts:
                     writer.set_placement(starts[index])
                 writer.append(window, unix_seconds=trace.times[index] if trace.times else None)
-        temporary.replace(path)
+        _take_place(temporary, real)
     except OSError as error:
         raise problem(path, "", f"cannot be written: {error.strerror or error}") from error
     except ValueError as error:
         raise ValueError(str(error).replace(str(temporary), str(path))) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -190,21 +208,52 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         ValueError: it cannot be written.
     """
-    temporary = _beside(path)
+    real = _replaced(path)
+    temporary = _beside(real)
     try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            file.write(data)
+        _take_place(temporary, real)
     except OSError as error:
         raise problem(path, "", f"cannot be written: {error.strerror or error}") from error
+    finally:
+        _remove(temporary)
+
+
+def _replaced(path: Path) -> Path:
+    """The file that writing to ``path`` replaces: what a link leads to.
+
+    Raises:
+        ValueError: a folder, or a pipe or a device: what takes its place would be a file, for everybody.
+    """
+    try:
+        real = Path(os.path.realpath(path))
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        return real
+    except OSError as error:
+        raise problem(path, "", f"cannot be written: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise problem(path, "", "cannot be written: it is there, and is no file; give the name of a file")
+    return real
 
 
 def _beside(path: Path) -> Path:
     """A name for a file in the making, in the same folder, so that it can take the place of ``path``."""
-    return path.with_name(f".{path.name}.{uuid4().hex}")
+    return path.with_name(f".isotherm-{uuid4().hex}")
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Whoever may read the file that was there may read the new one."""
+    with suppress(FileNotFoundError):
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+    temporary.replace(path)
+
+
+def _remove(temporary: Path) -> None:
+    # Where it could not be made, it cannot be removed either, and why has been said.
+    with suppress(OSError):
+        temporary.unlink()
 
 
 def _known(format: FileFormat) -> FileFormat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ ALL_KINDS = ("all",)
 """The one kind of tokens of a file that does not tell prefill from decode."""
 
 LARGEST_COUNT = 2**53
+_LARGEST_SUM = 2.0**62
 _FRACTION_DIGITS = 12
+_LARGEST_EXPONENT = 300  # a power of ten that a float still holds
 
 
 def trace_of(
@@ -45,7 +48,7 @@ def trace_of(
         notes = (f"{np.count_nonzero(~used_T)} of {len(used_T)} rows hold no heat and are left out",)
         counts_TLE = counts_TLE[used_T]
         kind_T = None if kind_T is None else kind_T[used_T]
-    whole_TLE, more_notes = _whole(counts_TLE)
+    whole_TLE, more_notes = _whole(counts_TLE, source, place)
     if layer_ids is None:
         named = source.name_rows(np.any(whole_TLE, axis=(0, 2), keepdims=True)[0, :, 0])
     else:
@@ -79,6 +82,8 @@ def numbers_of(values: Any, source: Source, place: str) -> np.ndarray:
 
 def _checked(counts: Any, source: Source, place: str) -> np.ndarray:
     counts_TLE = numbers_of(counts, source, place)
+    if counts_TLE.dtype == np.float16:  # to which the largest count is infinite
+        counts_TLE = counts_TLE.astype(np.float32)
     if counts_TLE.ndim == 2:
         counts_TLE = counts_TLE[None]
     if counts_TLE.ndim != 3 or not counts_TLE.size:
@@ -96,20 +101,41 @@ def _checked(counts: Any, source: Source, place: str) -> np.ndarray:
             + f"layer {layer}, expert {expert}",
             f"{counts_TLE[row, layer, expert]} must be a number from 0 to 2^53",
         )
-    if float(counts_TLE.sum(dtype=np.float64)) > 2.0**62:
+    if float(counts_TLE.sum(dtype=np.float64)) > _LARGEST_SUM:
         raise problem(source.path, place, "the counts add up to more than 2^62")
     return counts_TLE
 
 
-def _whole(counts_TLE: np.ndarray) -> tuple[Int64Array, tuple[str, ...]]:
-    """Counts as int64: fractions, as of means, are scaled by a power of ten, since heat is in any unit."""
+def _whole(counts_TLE: np.ndarray, source: Source, place: str) -> tuple[Int64Array, tuple[str, ...]]:
+    """Counts as int64: fractions, as of means, are scaled by a power of ten, since heat is in any unit.
+
+    Raises:
+        ValueError: nothing would be left of a layer.
+    """
     if counts_TLE.dtype.kind != "f" or (counts_TLE == np.rint(counts_TLE)).all():
         return counts_TLE.astype(np.int64), ()
-    exponent = _FRACTION_DIGITS - int(np.ceil(np.log10(counts_TLE.max())))
-    if exponent <= 0:
-        return np.rint(counts_TLE).astype(np.int64), ("fractions are rounded",)
-    scaled_TLE = np.rint(counts_TLE.astype(np.float64) * 10.0**exponent).astype(np.int64)
-    return scaled_TLE, (f"fractions: every count is multiplied by 10^{exponent}",)
+    exact_TLE = counts_TLE.astype(np.float64)
+    exponent = _fraction_exponent(float(exact_TLE.max()), float(exact_TLE.sum()))
+    whole_TLE = np.rint(exact_TLE * 10.0**exponent).astype(np.int64)
+    lost_L = np.any(counts_TLE, axis=(0, 2)) & ~np.any(whole_TLE, axis=(0, 2))
+    if lost_L.any():
+        raise problem(
+            source.path,
+            f"{place}, layer {np.flatnonzero(lost_L)[0]}",
+            "its fractions are too small beside the largest count: give all layers in one unit",
+        )
+    if not exponent:
+        return whole_TLE, ("fractions are rounded",)
+    return whole_TLE, (f"fractions: every count is multiplied by 10^{exponent}",)
+
+
+def _fraction_exponent(largest: float, total: float) -> int:
+    """How many digits of fractions are kept: those that leave the sum of all counts in range."""
+    if not largest:
+        return 0  # of numbers too small for 64 bits nothing is left
+    wanted = _FRACTION_DIGITS - math.ceil(math.log10(largest))
+    room = math.floor(math.log10(_LARGEST_SUM) - math.log10(total))
+    return max(0, min(wanted, room, _LARGEST_EXPONENT))
 
 
 def _windows(

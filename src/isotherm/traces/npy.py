@@ -62,8 +62,9 @@ def read_npy_header(stream: IO[bytes], path: Path, place: str) -> NpyHeader:
         header = NpyHeader(*_HEADERS[version](stream))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise problem(path, place, f"not an array of numpy: {shortened(str(error))}") from error
-    if header.dtype.hasobject or header.dtype.fields is not None or not header.dtype.itemsize:
-        raise problem(path, place, f"dtype {header.dtype} is not admitted: give plain numbers")
+    dtype = header.dtype
+    if dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None or not dtype.itemsize:
+        raise problem(path, place, f"dtype {dtype} is not admitted: give plain numbers")
     if any(size < 0 for size in header.shape):
         raise problem(path, place, f"shape {header.shape} is negative")
     return header

@@ -14,6 +14,9 @@ from isotherm.traces.problems import problem
 
 ROWS_PER_WINDOW = 256
 
+LARGEST_LAYERS = 2**14
+"""Of a model; a placement may have a row for each."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,6 +50,23 @@ class Source:
             raise ValueError(f"moe_layers={layers} must be ascending layer numbers from 0")
         if self.model_layers is not None and layers[-1] >= self.model_layers:
             raise ValueError(f"moe_layers end at {layers[-1]}, model_layers={self.model_layers} before that")
+
+    def check_said(self, layer_ids: tuple[int, ...], model_layers: int | None) -> None:
+        """What is said about a file that says it itself must be the same: nothing is passed over in silence.
+
+        Raises:
+            ValueError: the file has other ``layer_ids``, or another number of all layers.
+        """
+        if self.moe_layers not in (None, layer_ids):
+            raise problem(
+                self.path, "", f"numbers its layers itself, {in_spans(layer_ids)}, and these are not the "
+                f"layers asked for, {in_spans(self.moe_layers)}"
+            )  # fmt: skip
+        if self.model_layers is not None and model_layers not in (None, self.model_layers):
+            raise problem(
+                self.path, "", f"has {model_layers} layers in all, not model_layers={self.model_layers}: "
+                "leave it out, or give moe_layers, where its rows are not all layers of the model"
+            )  # fmt: skip
 
     def name_rows(self, filled_R: BoolArray) -> NamedRows:
         """Which rows of a matrix are MoE layers, and their numbers in the model. ``filled_R``: the rows
@@ -128,13 +148,18 @@ class PlacementFile:
 
     def __post_init__(self) -> None:
         layers, slots = self.placement.slot_to_expert.shape
-        if len(self.layer_ids) != layers or any(a >= b for a, b in pairwise(self.layer_ids)):
-            raise ValueError(f"layer_ids={self.layer_ids} must be {layers} ascending layer numbers")
+        ascending = all(a < b for a, b in pairwise((-1, *self.layer_ids)))
+        if len(self.layer_ids) != layers or not ascending:
+            raise ValueError(f"layer_ids={self.layer_ids} must be {layers} ascending layer numbers from 0")
         if self.ranks is not None and (self.ranks < 1 or slots % self.ranks):
             raise ValueError(f"{slots} slots do not divide over ranks={self.ranks}")
         if self.model_layers is not None and self.layer_ids[-1] >= self.model_layers:
             raise ValueError(
                 f"model_layers={self.model_layers} do not hold layer {self.layer_ids[-1]}: count all layers"
+            )
+        if self.model_layers is not None and self.model_layers > LARGEST_LAYERS:
+            raise ValueError(
+                f"model_layers={self.model_layers} is above {LARGEST_LAYERS}, which no model has"
             )
 
 

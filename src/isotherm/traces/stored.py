@@ -3,6 +3,7 @@ layout."""
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 from collections.abc import Iterator, Sequence
@@ -143,6 +144,13 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> Layout:
         header = HeatHeader.from_dict(values)
     except ValueError as error:
         raise problem(path, "header", str(error)) from error
+    shape_KLE = (len(header.kinds), len(header.layer_ids), header.experts)
+    if 8 * math.prod(shape_KLE) > LARGEST_BYTES:
+        raise problem(
+            path,
+            "header",
+            f"heat of {shape_KLE} [kinds, layers, experts] takes more than {LARGEST_BYTES} bytes",
+        )
     return Layout(header, size, chunk.end)
 
 

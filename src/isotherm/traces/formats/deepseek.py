@@ -16,8 +16,8 @@ from isotherm.traces.problems import problem, read_whole
 from isotherm.traces.sources import PlacementFile, Source
 from isotherm.traces.trace import HeatTrace
 
-_WEIGHTS = ("weight", "heat", "logical_count", "expert_load")
-_SLOTS = "phy2log"
+WEIGHTS = ("weight", "heat", "logical_count", "expert_load")
+MAP = "phy2log"
 _COUNTS = "logcnt"
 _LAYERS = "layer_ids"
 
@@ -26,22 +26,22 @@ def read_deepseek_heat(source: Source) -> HeatTrace:
     """The array ``weight`` of an ``.npz`` (or the only one), or an ``.npy``: [layers, experts], or
     [rows, layers, experts]."""
     arrays = _load(source)
-    names = [name for name in _WEIGHTS if name in arrays] or (list(arrays) if len(arrays) == 1 else [])
+    names = [name for name in WEIGHTS if name in arrays] or (list(arrays) if len(arrays) == 1 else [])
     if not names:
-        raise problem(source.path, "", f"holds {sorted(arrays)}, and none of {', '.join(_WEIGHTS)}")
+        raise problem(source.path, "", f"holds {sorted(arrays)}, and none of {', '.join(WEIGHTS)}")
     return trace_of(arrays[names[0]], source, engine="", place=names[0])
 
 
 def read_deepseek_placement(source: Source) -> PlacementFile:
     """The array ``phy2log`` [layers, slots] of an ``.npz`` (or the only one), or an ``.npy``."""
     arrays = _load(source)
-    if _SLOTS not in arrays and len(arrays) != 1:
-        raise problem(source.path, "", f"holds {sorted(arrays)}, and no {_SLOTS}")
-    name = _SLOTS if _SLOTS in arrays else next(iter(arrays))
+    if MAP not in arrays and len(arrays) != 1:
+        raise problem(source.path, "", f"holds {sorted(arrays)}, and no {MAP}")
+    name = MAP if MAP in arrays else next(iter(arrays))
     experts = arrays[_COUNTS].shape[-1] if _COUNTS in arrays and arrays[_COUNTS].ndim == 2 else None
     layers = arrays.get(_LAYERS)
     layer_ids = None
-    if layers is not None and source.moe_layers is None:
+    if layers is not None:
         if layers.dtype.kind not in "iu" or layers.ndim != 1:
             raise problem(source.path, _LAYERS, "must be whole numbers [layers]")
         layer_ids = tuple(layers.tolist())
@@ -57,7 +57,7 @@ def pack_deepseek(file: PlacementFile) -> bytes:
     """
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {
-        _SLOTS: np.array(filled_rows(file, "DeepSeek's EPLB"), np.int64),
+        MAP: np.array(filled_rows(file, "DeepSeek's EPLB"), np.int64),
         "log2phy": _slots_of_experts(file.placement),
         _COUNTS: file.placement.replicas_LE,
         _LAYERS: np.array(file.layer_ids, np.int64),

@@ -53,6 +53,11 @@ def _named(
     slot_to_expert_LP: np.ndarray, source: Source, place: str
 ) -> tuple[np.ndarray, tuple[int, ...], tuple[str, ...]]:
     total, wanted = len(slot_to_expert_LP), source.moe_layers
+    if wanted is None and source.model_layers not in (None, total):
+        raise problem(
+            source.path, place, f"{total} rows are not model_layers={source.model_layers}: give moe_layers "
+            "too, the layers that the rows belong to"
+        )  # fmt: skip
     if wanted is None:
         return slot_to_expert_LP, tuple(range(total)), ("layers are numbered from 0: the file names none",)
     if total == len(wanted):

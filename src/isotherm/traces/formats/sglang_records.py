@@ -16,7 +16,7 @@ import numpy as np
 from isotherm.arrays import Int64Array
 from isotherm.placement import Placement
 from isotherm.traces.formats.rows import placement_of
-from isotherm.traces.matrices import trace_of
+from isotherm.traces.matrices import LARGEST_COUNT, trace_of
 from isotherm.traces.problems import LARGEST_BYTES, problem
 from isotherm.traces.sources import Source
 from isotherm.traces.trace import HeatTrace
@@ -43,6 +43,8 @@ class _Passes:
             raise problem(path, place, f"{_PHYSICAL} must have the shape {shape_LP} of {LAST_MAP}")
         if counts_LP.dtype.kind not in "iu":
             raise problem(path, place, f"{_PHYSICAL} must be whole numbers")
+        if counts_LP.min() < 0 or counts_LP.max() > LARGEST_COUNT:  # sums over slots and ranks might hide it
+            raise problem(path, place, f"{_PHYSICAL} must be from 0 to {LARGEST_COUNT}")
         number, rank = record.get("forward_pass_id", len(self.seen)), record.get("rank", 0)
         if type(number) is not int or type(rank) is not int:
             raise problem(path, place, "forward_pass_id and rank must be whole numbers")

@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from isotherm.placement import Placement
 from isotherm.traces.chunks import read_arrays, read_chunk_header
 from isotherm.traces.formats.rows import filled_rows, is_row_of_experts, placement_of
-from isotherm.traces.matrices import trace_of
+from isotherm.traces.matrices import LARGEST_COUNT, trace_of
 from isotherm.traces.problems import LARGEST_BYTES, as_whole, parse_json, problem, read_whole, shortened
 from isotherm.traces.sources import PlacementFile, Source
 from isotherm.traces.trace import HeatTrace
@@ -64,8 +64,10 @@ def _sum_over_ranks(folder: Path, experts: int) -> dict[tuple[int, int], np.ndar
                 raise problem(
                     path, shortened(name), f"must be named ITERATION_LAYER and hold {experts} whole numbers"
                 )
+            if array.min() < 0 or array.max() > LARGEST_COUNT:  # the sum over ranks might hide it
+                raise problem(path, name, f"counts must be from 0 to {LARGEST_COUNT}")
             where = (int(key[1]), int(key[2]))
-            counts[where] = counts[where] + array if where in counts else array.astype(np.int64)
+            counts[where] = counts.get(where, 0) + array.astype(np.int64)
     if not counts:
         raise problem(folder, "", "holds no counts")
     return counts
