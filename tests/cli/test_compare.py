@@ -105,6 +105,7 @@ def test_a_picture_is_drawn(tmp_path: Path, capsys, suffix: str) -> None:
     [
         (("--step-ms", 5), "--step-ms and --expert-share go together"),
         (("--step-ms", 0, "--expert-share", 0.5), "--step-ms 0.0 must be above 0"),
+        (("--step-ms", "inf", "--expert-share", 0.5), "--step-ms inf must be above 0"),
         (("--kind", "prefill"), "--kind prefill: the file does not tell kinds of tokens apart"),
         (("--moe-layers", "3-1"), "--moe-layers 3-1: 3-1 ends before it begins"),
         (("--batch", 4), "--batch 4 is for ids of experts per token"),

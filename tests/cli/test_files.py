@@ -300,8 +300,48 @@ def test_what_an_engine_wants_to_know_is_asked_for(tmp_path: Path, capsys) -> No
         capsys, "plan", make_heat(tmp_path), "--ranks", 4, "--redundant", 4, "--current", other, "--out", out
     )
     assert code == 2
-    assert "has layers 1-3, and the heat 1-2, 4" in err
+    assert "other.npz: numbers its layers itself, 1-3, and these are not the layers asked for, 1-2, 4" in err
     assert not out.exists()
+
+
+def test_plan_replaces_neither_its_heat_nor_its_picture(tmp_path: Path, capsys) -> None:
+    path = make_heat(tmp_path)
+    before = path.read_bytes()
+    (tmp_path / "link.heat").symlink_to(path)
+    for arguments in ((path, "--out", tmp_path / "link.heat"), (path, "--out", path)):
+        code, out, err = run(capsys, "plan", *arguments)
+        assert (code, out) == (2, "")
+        assert "would replace the heat that is read: give another name" in err
+    picture = tmp_path / "out.png"
+    code, _, err = run(capsys, "plan", path, "--out", picture, "--plot", picture)
+    assert code == 2
+    assert "would replace the picture" in err
+    assert not picture.exists()
+    assert path.read_bytes() == before
+
+
+def test_a_budget_without_anything_to_count_from_is_refused_in_its_own_words(tmp_path: Path, capsys) -> None:
+    code, _, err = run(
+        capsys, "plan", make_heat(tmp_path), "--out", tmp_path / "out", "--max-bytes", 9, "--expert-bytes", 3
+    )
+    assert (code, "--max-bytes 9 counts from what is loaded: give --current" in err) == (2, True)
+
+
+def test_what_is_taken_of_a_model_whose_layers_nobody_counted_is_told(tmp_path: Path, capsys) -> None:
+    np.save(tmp_path / "some.npy", np.arange(1, 25).reshape(3, 8))
+    out = tmp_path / "location.json"
+    common = ("plan", tmp_path / "some.npy", "--ranks", 4, "--format", "sglang", "--out", out)
+    code, _, err = run(capsys, *common)
+    told = "note: the model is taken to have 3 layers, all of them MoE layers: where it has dense ones"
+    assert (code, told in err) == (0, True)
+    code, _, err = run(capsys, *common, "--moe-layers", "3-5", "--model-layers", 7)
+    assert (code, err) == (0, "")
+    assert len(json.loads(out.read_text())["physical_to_logical_map"]) == 7
+    code, _, err = run(
+        capsys, "plan", tmp_path / "some.npy", "--ranks", 4, "--format", "vllm-ascend", "--out", out
+    )
+    code, _, err = run(capsys, "convert", out, tmp_path / "next.json", "--format", "sglang")
+    assert (code, told in err) == (0, True)
 
 
 def test_draft_layers_are_for_tensorrt_llm_alone(tmp_path: Path, capsys) -> None:

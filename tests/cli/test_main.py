@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -119,8 +120,14 @@ def test_wrong_use_is_2_and_help_has_examples():
 
 
 def test_a_reader_that_leaves_is_no_fault():
+    # Where stdout is buffered, it is written when the interpreter ends.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     doctor = subprocess.Popen(
-        [*ISOTHERM, "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*ISOTHERM, "doctor", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=buffered,
     )
     doctor.stdout.close()
     errors = doctor.stderr.read()

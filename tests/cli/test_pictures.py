@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import sys
 from pathlib import Path
@@ -36,6 +37,17 @@ def test_inspect_draws_and_prints_as_without(tmp_path: Path, capsys, suffix: str
     plain = run(capsys, "inspect", path)
     assert run(capsys, "inspect", path, "--plot", out) == plain
     check_picture_file(out, "Skew per layer")
+
+
+def test_heat_of_zero_is_drawn_and_a_name_that_is_no_text_too(tmp_path: Path, capsys) -> None:
+    path = tmp_path / os.fsdecode(b"some\xff.heat")
+    with iso.HeatWriter(path, iso.HeatHeader((0, 1), 4, kinds=("all",))) as writer:
+        writer.append(iso.HeatWindow(np.zeros((1, 1, 2, 4), int), None, (0, 1), [0], (0, 1)))
+    for suffix in (".png", ".html"):
+        picture = path.with_suffix(suffix)
+        code, _, err = run(capsys, "inspect", path, "--plot", picture, "--json")
+        assert (code, err) == (0, "")
+        assert picture.exists()
 
 
 def test_a_long_title_stays_within_the_picture() -> None:

@@ -92,7 +92,8 @@ def test_one_matrix_has_nothing_to_replay(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--budget", 0), "--budget 0.0 must be above 0"),
+        (("--budget", 0), "--budget 0.0 must be a number above 0"),
+        (("--budget", "inf"), "--budget inf must be a number above 0"),
         (("--window", 1000), "holds 64 steps, fewer than a window of 1000"),
         (("--delay-steps", -1), "--delay-steps -1 is negative"),
         (("--policy", "best"), "policy='best' is unknown"),
@@ -103,6 +104,15 @@ def test_what_is_wrong_is_one_message(tmp_path: Path, capsys, arguments, message
     code, out, err = run(capsys, "simulate", save(tmp_path), *CLUSTER, *arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_a_placement_of_other_layers_is_refused(tmp_path: Path, capsys) -> None:
+    current = tmp_path / "current.yaml"
+    placement = iso.Placement.default(iso.MoEShape(3, 8, 2), TOPOLOGY)
+    iso.write_placement(placement, current, format="tensorrt-llm", layer_ids=(0, 1, 2))
+    code, out, err = run(capsys, "simulate", save(tmp_path), *CLUSTER, "--current", current)
+    assert (code, out) == (2, "")
+    assert "current.yaml: numbers its layers itself, 0-2, and these are not the layers asked for" in err
 
 
 def test_a_picture_is_drawn(tmp_path: Path, capsys) -> None:

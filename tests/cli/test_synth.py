@@ -82,6 +82,7 @@ def test_an_alias_on_the_command_line_goes_before_the_file(tmp_path: Path, capsy
         ("xyzzy: 3", "'xyzzy': is no option of this command\n"),
         ("out: some.heat", "'out': is no option of this command"),
         ("config: other.yaml", "'config': is no option of this command"),
+        ("top-k: 2\ntop_k: 4", "'top_k': is top-k by another name: give one of them"),
         ("- windows", "must hold names of options and their values"),
         ("windows: [", "not YAML"),
         ("windows: {a: 1}", "windows: {'a': 1} is no value of an option"),

@@ -134,7 +134,7 @@ def _policies_table(found: Comparison) -> Table:
             f"{row.moved_part:.1%}",
             f"{row.moving_seconds:.2f} s",
             f"{1e3 * row.plan_seconds:.1f} ms",
-            f"{-row.mean_fall(found.step):+.1%}",
+            f"{-row.mean_fall(found.step):+z.1%}",
         )
     return table
 
@@ -154,7 +154,7 @@ def _lengths_table(found: Comparison) -> Table:
             f"{row.balancedness:.3f}",
             f"{row.worst_balancedness:.3f}",
             f"{row.moves_per_1000_steps:,.1f}",
-            f"{-row.fall:+.1%}",
+            f"{-row.fall:+z.1%}",
         )
     return table
 

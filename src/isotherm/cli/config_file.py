@@ -37,10 +37,16 @@ def with_config(arguments: Sequence[str], options: type) -> list[str]:
     aliases = flag_aliases(options)
     given = {aliases.get(_flag_of(argument), "") for argument in rest if argument.startswith("--")}
     added: list[str] = []
+    named: dict[str, str] = {}
     for key, value in _parse(path).items():
         flag = f"--{str(key).replace('_', '-')}"
         if flag not in aliases:
             raise problem(path, shortened(key), f"is no option of this command{_nearest(flag, aliases)}")
+        if aliases[flag] in named:
+            raise problem(
+                path, shortened(key), f"is {named[aliases[flag]]} by another name: give one of them"
+            )
+        named[aliases[flag]] = key
         if aliases[flag] not in given:
             added += _as_arguments(flag, value, path)
     return rest + added

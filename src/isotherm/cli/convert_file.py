@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from isotherm.cli.file_options import InputFormat, parse_layers, print_json, tell_notes, tracked
+from isotherm.cli.file_options import (
+    InputFormat,
+    parse_layers,
+    print_json,
+    tell_assumed_layers,
+    tell_notes,
+    tracked,
+)
 
 OutputFormat = Literal["heat", "isotherm", "sglang", "vllm-ascend", "tensorrt-llm", "deepseek"]
 
@@ -106,4 +113,5 @@ def _convert_placement(options: ConvertOptions) -> dict[str, int]:
         model_layers=options.model_layers,
         mtp_layers=options.mtp_layers,
     )
+    tell_assumed_layers(options.format, file.layer_ids, file.model_layers or options.model_layers)
     return {"layers": file.placement.layers, "slots": file.placement.slots}

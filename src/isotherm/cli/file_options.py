@@ -87,6 +87,16 @@ def tell_notes(notes: tuple[str, ...]) -> None:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
+def tell_assumed_layers(format: str, layer_ids: Sequence[int], model_layers: int | None) -> None:
+    """SGLang is given a row for every layer of the model; a row too few shifts all others without a word."""
+    if format == "sglang" and model_layers is None:
+        note = (
+            f"the model is taken to have {len(layer_ids)} layers, all of them MoE layers: where it has dense "
+            "ones, give --moe-layers and --model-layers"
+        )
+        tell_notes((note,))
+
+
 def as_text(show: Callable[[Console], None]) -> str:
     """What ``show`` prints, as plain text of a page's width."""
     console = Console(width=_PAGE_WIDTH, file=io.StringIO(), record=True, highlight=False)

@@ -23,6 +23,7 @@ from isotherm.cli.compare import CompareOptions, run_compare
 from isotherm.cli.config_file import TOLD, with_config
 from isotherm.cli.convert_file import ConvertOptions, run_convert
 from isotherm.cli.inspect_file import InspectOptions, run_inspect
+from isotherm.cli.output import prepare_stdout, settle_stdout
 from isotherm.cli.plan_file import PlanOptions, run_plan
 from isotherm.cli.record_run import SEPARATOR, RecordOptions, run_record, split_command
 from isotherm.cli.simulate import SimulateOptions, run_simulate
@@ -119,22 +120,28 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; its exit code. Wrong input ends in one message, never in a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    prepare_stdout()
     try:
         own, behind = split_command(arguments) if arguments[:1] == ["record"] else (arguments, [])
         own = _with_config(own)
         arguments = [*own, SEPARATOR, *behind] if behind else own
         options = _parse(own)
         command = next(each for each in COMMANDS if type(options) is each.options)
-        return command.run(options, arguments[1:])
+        code = command.run(options, arguments[1:])
+        sys.stdout.flush()
+        return code
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else WRONG_USE
     except KeyboardInterrupt:
         _tell("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has left; the interpreter must not complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        settle_stdout()
+        _tell(f"isotherm: {error}")
+        return WRONG_USE
+    except MemoryError as error:
+        _tell(f"isotherm: there is not enough memory for this{f': {error}' if str(error) else ''}")
+        return WRONG_USE
     except (ValueError, IsothermError) as error:
         _tell(f"isotherm: {error}")
         return WRONG_USE

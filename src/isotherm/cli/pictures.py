@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,18 +102,23 @@ def write_picture(figure: Figure, path: Path, *, title: str, text: str) -> None:
     from isotherm.traces.files import write_whole
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        # Names of files are written in all alphabets, and fonts do not know all of them.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        figure.savefig(buffer, format="png")
     data = buffer.getvalue()
     if path.suffix.lower() == ".html":
         image = base64.b64encode(data).decode()
-        data = _PAGE.format(title=html.escape(title), image=image, text=html.escape(text)).encode()
+        page = _PAGE.format(title=html.escape(title), image=image, text=html.escape(text))
+        data = page.encode(errors="replace")
     write_whole(path, data)
 
 
 def draw_heat(title: str, series: HeatSeries, kinds: Sequence[str], layer_ids: Sequence[int]) -> Figure:
     """Heat maps of the kinds of tokens, rank profiles, and imbalance over time."""
     assert series.heat_KLE is not None, "windows were noted"
-    shown = [(kind, heat_LE) for kind, heat_LE in zip(kinds, series.heat_KLE) if heat_LE.any()]
+    named = list(zip(kinds, series.heat_KLE))
+    shown = [(kind, heat_LE) for kind, heat_LE in named if heat_LE.any()] or named[:1]
     figure = _new_figure(8.0)
     put_title(figure, title)
     rows = figure.add_gridspec(2, 1, height_ratios=(1.5, 1.0))
@@ -153,7 +159,8 @@ def draw_plan(picture: PlanPicture) -> Figure:
 
 def put_title(figure: Figure, title: str) -> None:
     """Writes the title above the figure, in as many lines as it takes: names of files are long."""
-    figure.suptitle(fill(title, round(_TITLE_SIGNS * figure.get_figwidth())), fontsize=13)
+    drawn = title.encode(errors="replace").decode()  # bytes of a name that are no text cannot be drawn
+    figure.suptitle(fill(drawn, round(_TITLE_SIGNS * figure.get_figwidth())), fontsize=13)
 
 
 def _new_figure(height: float) -> Figure:
@@ -213,8 +220,8 @@ def _draw_loads(figure: Figure, places: Any, picture: PlanPicture) -> None:
 
 def _draw_layers(axes: Axes, picture: PlanPicture) -> None:
     place_L = np.arange(len(picture.layer_ids))
-    axes.plot(place_L, layer_imbalance(picture.before_LG), color=OFF_COLOUR, label="before")
-    axes.plot(place_L, layer_imbalance(picture.after_LG), color="black", label="after")
+    axes.plot(place_L, layer_imbalance(picture.before_LG), color=OFF_COLOUR, marker=".", label="before")
+    axes.plot(place_L, layer_imbalance(picture.after_LG), color="black", marker=".", label="after")
     axes.plot(place_L, picture.bound_L, color="#2e86ab", ls=":", label="bound")
     shown = _ticks(len(picture.layer_ids))
     axes.set_xticks(shown, [str(picture.layer_ids[index]) for index in shown])

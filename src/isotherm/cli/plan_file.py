@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from isotherm.cli.file_options import (
     imagined_topology,
     parse_layers,
     print_json,
+    tell_assumed_layers,
     tell_notes,
     tracked,
 )
@@ -126,9 +128,10 @@ def run_plan(options: PlanOptions) -> int:
         options.out,
         format=options.format,
         ranks=outcome.topology.ranks,
-        model_layers=options.model_layers or trace.header.model_layers,
+        model_layers=trace.header.model_layers,
         mtp_layers=options.mtp_layers,
     )
+    tell_assumed_layers(options.format, trace.layer_ids, trace.header.model_layers)
     report = report_plan(outcome, options)
     if options.json:
         print_json(report)
@@ -178,17 +181,19 @@ def _check_together(options: PlanOptions) -> None:
         )
     if (options.max_bytes is None) != (options.expert_bytes is None):
         raise ValueError("--max-bytes and --expert-bytes go together: give both, or count in --max-moves")
+    if options.max_bytes is not None and options.current is None:
+        raise ValueError(
+            f"--max-bytes {options.max_bytes} counts from what is loaded: give --current, or leave it out"
+        )
+    for name, other in (("the heat that is read", options.file), ("the picture", options.plot)):
+        if other is not None and os.path.realpath(other) == os.path.realpath(options.out):
+            raise ValueError(f"--out {options.out} would replace {name}: give another name")
 
 
 def _read_current(path: Path, trace: HeatTrace) -> Placement:
     from isotherm.traces import read_placement
-    from isotherm.traces.sources import in_spans
 
+    # Of a file that numbers its layers they must be those of the heat.
     file = read_placement(path, moe_layers=trace.layer_ids)
     tell_notes(file.notes)
-    if file.layer_ids != trace.layer_ids:
-        raise ValueError(
-            f"{path}: has layers {in_spans(file.layer_ids)}, and the heat {in_spans(trace.layer_ids)}: "
-            "they must be the same"
-        )
     return file.placement

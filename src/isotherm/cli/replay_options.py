@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class ReplayOptions:
             raise ValueError("--step-ms and --expert-share go together: give both, or neither")
         step = None
         if self.step_ms is not None and self.expert_share is not None:
-            if not self.step_ms > 0 or not 0 < self.expert_share <= 1:
+            if not 0 < self.step_ms < math.inf or not 0 < self.expert_share <= 1:
                 raise ValueError(
                     f"--step-ms {self.step_ms} must be above 0, and --expert-share {self.expert_share} above "
                     "0 and at most 1"
@@ -90,13 +91,17 @@ def read_replayed(options: ReplayOptions) -> HeatTrace:
     """
     from isotherm.replay.batches import read_batches
     from isotherm.traces import detect_format, read_heat
+    from isotherm.traces.detection import located
     from isotherm.traces.sources import Source
 
+    for name in ("window", "batch"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name} {value} is below 1: give a positive number")
     layers = parse_layers(options.moe_layers)
     found = options.input_format or detect_format(options.file)
     if found == "token-ids":
         trace = read_batches(
-            Source(options.file, layers),
+            Source(located(options.file), layers),
             batch_tokens=_BATCH_TOKENS if options.batch is None else options.batch,
             window_steps=options.window,
         )
@@ -112,13 +117,7 @@ def read_replayed(options: ReplayOptions) -> HeatTrace:
 
 
 def steps_asked(trace: HeatTrace, options: ReplayOptions) -> int | None:
-    """Steps in a window, by the options or by what the trace is; None: the trace's own windows.
-
-    Raises:
-        ValueError: a length below 1.
-    """
-    if options.window is not None and options.window < 1:
-        raise ValueError(f"--window {options.window} is below 1: give a number of steps")
+    """Steps in a window, by the options or by what the trace is; None: the trace's own windows."""
     if len(trace) == 1 and trace[0].steps == 1:
         return None  # one matrix stays one
     if options.window is None and trace[0].steps == 1:
@@ -132,7 +131,7 @@ def chosen_windows(
     """``windows`` of the trace, of the kind and the length asked for, in turn.
 
     Raises:
-        ValueError: the file does not know the kind, or the length is below 1.
+        ValueError: the file does not know the kind.
     """
     if options.kind is not None:
         kinds: Sequence[str] = trace.header.kinds

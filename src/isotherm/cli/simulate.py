@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -112,8 +113,8 @@ def run_simulate(options: SimulateOptions) -> int:
 
 
 def _config(options: SimulateOptions) -> Config:
-    if not options.budget > 0:
-        raise ValueError(f"--budget {options.budget} must be above 0, in MiB per step")
+    if not 0 < options.budget < math.inf:
+        raise ValueError(f"--budget {options.budget} must be a number above 0, in MiB per step")
     if options.delay_steps < 0:
         raise ValueError(f"--delay-steps {options.delay_steps} is negative: give 0 or more")
     asked = options.config.as_dict() | {"move_bytes_per_step": max(1, int(options.budget * _MIB))}
