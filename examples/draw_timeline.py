@@ -20,7 +20,13 @@ COLOURS = {
     "plan": "#8172b3",
     "carry": "#c44e52",
 }
-LANES = {"main": "main\n(engine)", "heat stream": "heat", "heartbeat": "heartbeat", "planner": "planner"}
+LANES = {
+    "main": "main\n(engine)",
+    "heat stream": "heat",
+    "heartbeat": "heartbeat",
+    "planner": "planner",
+    "carrier": "carrier",
+}
 
 
 def read_spans(path: Path, rank: int) -> dict[str, list[tuple[str, float, float]]]:
@@ -60,6 +66,7 @@ def draw(spans: dict[str, list[tuple[str, float, float]]], begin: float, width: 
             used[kind] = axes.barh(
                 row, max(right - left, width / 450), left=left, height=height, color=COLOURS[kind],
                 edgecolor="white" if kind == "forward" else "none", linewidth=0.4,
+                zorder=3 if kind == "snapshot" else 2,  # a thin line between two passes
             )  # fmt: skip
     axes.set_xlim(0, width)
     axes.set_ylim(-0.6, len(lanes) - 0.4)
