@@ -119,6 +119,25 @@ def test_what_was_answered_with_no_is_looked_at_again(balancer, act, rests):
     assert ("nothing has changed" in decisions[6].reason) == rests
 
 
+def shares_again(mind, clock):
+    """A plan that changes nothing."""
+    plan = Plan(mind.placement, mind.shares, (), np.ones(2), np.ones(2), "again", SHAPE.ids)
+    return Decision("shares", plan, "again", clock, 1.0, 1.0)
+
+
+def test_a_plan_has_its_line_though_the_balancer_is_closed_first(balancer, monkeypatch, caplog):
+    monkeypatch.setattr(loop, "make_decision", lambda mind, window, clock: (mind, shares_again(mind, clock)))
+    balancer.set_mode("shares")
+    with caplog.at_level(logging.DEBUG):
+        serve(balancer, 1)
+        for _ in range(3):
+            balancer._heartbeat.beat()
+        balancer.close()
+    lines = [record.message for record in caplog.records if "isotherm: plan 1 of" in record.message]
+    assert len(lines) == 1
+    assert "achieved not measured: the balancer was closed first" in lines[0]
+
+
 def test_no_plan_is_made_while_another_is_on_its_way_to_the_others(monkeypatch):
     """New shares made then would end the moves of the plan before as soon as it is taken on, and the state
     would say that weights move until that is called late."""
@@ -129,8 +148,7 @@ def test_no_plan_is_made_while_another_is_on_its_way_to_the_others(monkeypatch):
 
     def decide(mind, window, clock):
         under_way.append(balancer._loop.announcer.is_busy)
-        plan = Plan(mind.placement, mind.shares, (), np.ones(2), np.ones(2), "again", SHAPE.ids)
-        return mind, Decision("shares", plan, "again", clock, 1.0, 1.0)
+        return mind, shares_again(mind, clock)
 
     monkeypatch.setattr(loop, "make_decision", decide)
     serve(balancer, 3)

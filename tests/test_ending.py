@@ -90,25 +90,30 @@ FORK = """
 import os, sys, warnings
 sys.path.insert(0, {tests!r})
 import torch
-from isotherm import Balancer, IsothermError, MoEShape, Topology
+from isotherm import Balancer, HeatCollector, IsothermError, MoEShape, Topology
 from memory_link import memory_links
 
 shape, topology = MoEShape(1, 4, 1), Topology(ranks=1, slots_per_rank=4)
 balancer = Balancer(shape, topology, group=memory_links(1)[0], weights=None)
+collector = HeatCollector(shape, topology, memory_links(1)[0])
 warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any fork beside threads
 child = os.fork()
 if child == 0:
-    try:
-        balancer.begin_step(4)
-    except IsothermError as error:
-        print(error, flush=True)
+    for call in lambda: balancer.begin_step(4), lambda: collector.end_step(num_tokens=4):
+        try:
+            call()
+        except IsothermError as error:
+            print(error, flush=True)
     balancer.close()
+    collector.close()
     os._exit(0)
 _, status = os.waitpid(child, 0)
 print("status", status)
 with balancer.step(4):
     balancer.route(0, torch.arange(4)[:, None])
 balancer.close()
+collector.end_step(num_tokens=4)
+collector.close()
 print("closed")
 """
 
@@ -122,8 +127,10 @@ def test_a_fork_is_told_to_the_copy_and_harms_nobody():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said, *rest = done.stdout.splitlines()
-    assert f"built in process {os.getpid()}" not in said  # but in the one that forked
-    assert "threads do not survive a fork" in said
-    assert rest == ["status 0", "closed"]
+    *said, status, closed = done.stdout.splitlines()
+    for each, what in zip(said, ("balancer", "collector"), strict=True):
+        assert f"this {what} was built" in each
+        assert f"built in process {os.getpid()}" not in each  # but in the one that forked
+        assert "threads do not survive a fork" in each
+    assert (status, closed) == ("status 0", "closed")
     assert done.stderr == ""

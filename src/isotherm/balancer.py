@@ -27,7 +27,6 @@ from isotherm import planner, router
 from isotherm.config import MODES, Config, Mode, Split
 from isotherm.control import GroupLink, Heartbeat, Limits, Link, Span, no_span
 from isotherm.decide import Decision
-from isotherm.errors import IsothermError
 from isotherm.forward import StepScope, StepWord, check_tokens
 from isotherm.hall.held import HeldWeights
 from isotherm.hall.loop import Loop
@@ -48,7 +47,7 @@ from isotherm.numbers import Number
 from isotherm.placement import Placement
 from isotherm.router import Dispatch
 from isotherm.status import Memory, State, Statistics, TablesInForce
-from isotherm.streams import Backend, backend_for, count_wait, forward_path, forward_waits
+from isotherm.streams import Backend, Home, backend_for, count_wait, forward_path, forward_waits
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow
 
@@ -149,7 +148,7 @@ class Balancer:
         self._scope = StepScope(self.begin_step, self.end_step)
         self._make_control(start, limits, span)
         self._closed = False
-        self._process = os.getpid()
+        self._home = Home("balancer")
         router.warm_up()
         planner.warm_up(near=self.config.split == "near")
         check_alike(self._link, self.config, self._rooms, topology, placement, inline=inline)
@@ -211,11 +210,7 @@ class Balancer:
             IsothermError: the process was forked since the balancer was built.
         """
         check_tokens(num_tokens, num_decode_tokens)
-        if os.getpid() != self._process:
-            raise IsothermError(
-                f"this balancer was built in process {self._process}, and this is a copy of it: threads do "
-                "not survive a fork; build the balancer in the process that serves, or start that by spawn"
-            )
+        self._home.check()
         self._forward.begin(num_tokens, num_decode_tokens)
 
     def route(
@@ -421,11 +416,12 @@ class Balancer:
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Ends balancing; the placement stays as it is. Called on every rank; twice is allowed. Waits
         for the other ranks to close, at most ``timeout_seconds``."""
-        if self._closed or os.getpid() != self._process:
+        if self._closed or not self._home.is_here:
             return
         self._closed = True
         deadline = time.monotonic() + timeout_seconds
         if self._heartbeat.close(timeout_seconds):
+            self._loop.close()
             self._loop.mover.close(max(deadline - time.monotonic(), 0.0))
         self._loop.desk.close(max(deadline - time.monotonic(), 0.0))
         self._collector.close()

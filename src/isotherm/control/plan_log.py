@@ -62,6 +62,10 @@ class PlanLog:
         if self._line is not None and self._line.settled_step is None:
             self._write("nothing: it was called off")
 
+    def close(self) -> None:
+        """The balancer is closed: a plan whose window has not ended gets its line now."""
+        self._write("not measured: the balancer was closed first")
+
     def _write(self, achieved: str) -> None:
         line, self._line = self._line, None
         if line is None:

@@ -252,6 +252,10 @@ class Loop:
         """Ends what `hold` began. In the same round on every rank."""
         self._is_held = False
 
+    def close(self) -> None:
+        """When no more rounds are made: says of a plan whose window has not ended what is known of it."""
+        self._plan_log.close()
+
     # -- the planner's thread ------------------------------------------------------------------------
 
     def _plan(self, mind: Mind, earlier: tuple[HeatWindow, ...], window: HeatWindow, ledger: Ledger) -> _Made:

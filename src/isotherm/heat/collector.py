@@ -18,7 +18,7 @@ from isotherm.heat.ids import IdCounts, warm_up
 from isotherm.numbers import Number
 from isotherm.placement import Placement, digest
 from isotherm.status import Memory
-from isotherm.streams import Backend, Stream, backend_for, count_wait, forward_path
+from isotherm.streams import Backend, Home, Stream, backend_for, count_wait, forward_path
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import KINDS, HeatWindow
 
@@ -127,6 +127,7 @@ class HeatCollector:
         self._has_dropped = False
         self._callback: Callback[HeatWindow] = Callback("on_window")
         self._is_closed = False
+        self._home = Home("collector")
         self._tokens_K = [0] * len(KINDS)
         self.step = 0
         self._heartbeat: Heartbeat | None = None
@@ -288,7 +289,12 @@ class HeatCollector:
     def end_step(self, *, num_tokens: Number, num_decode: Number = 0) -> None:
         """Ends a step of the engine: ``num_tokens`` real tokens of this rank, ``num_decode`` of them
         decode tokens; 0 for a dummy step. Plain numbers, or tensors of one integer on the device. Every
-        rank ends the same steps. Never waits."""
+        rank ends the same steps. Never waits.
+
+        Raises:
+            IsothermError: the process was forked since the collector was built.
+        """
+        self._home.check()
         with forward_path():
             self.advance(num_tokens=num_tokens, num_decode=num_decode)
             if self._inline and self._heartbeat is not None:
@@ -347,6 +353,8 @@ class HeatCollector:
         """Ends collection; called on every rank, on the engine's thread. Twice is allowed. Waits for the
         other ranks, at most ``timeout_seconds``. Steps that the engine makes afterwards are not counted."""
         self._is_closed = True
+        if not self._home.is_here:
+            return
         if self._heartbeat is not None:
             self._heartbeat.close(timeout_seconds)
             self._heartbeat = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from isotherm.streams.api import Backend, Event, Stream
 from isotherm.streams.completion import Completion
 from isotherm.streams.handoff import Handoff
+from isotherm.streams.home import Home
 from isotherm.streams.waits import count_wait, forward_path, forward_waits
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "Completion",
     "Event",
     "Handoff",
+    "Home",
     "Stream",
     "backend_for",
     "count_wait",
