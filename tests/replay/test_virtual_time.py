@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,19 @@ def test_the_way_is_served_by_what_was_known_when_it_began():
     under_way = [row for row in report.windows if row.reason == "moves are under way"]
     assert under_way
     assert len(decisions) == len(windows) - len(under_way)
+
+
+def test_an_engine_that_was_started_again_is_balanced_as_if_its_steps_went_on():
+    """As `isotherm record --append` leaves them: steps count from 0 again, and what was decided at step 40
+    does not wait until that comes once more."""
+    windows = drifting_windows(10)
+    again = [replace(each, slice_steps=tuple(step - 40 for step in each.slice_steps)) for each in windows[5:]]
+    assert again[0].start_step == 0
+    cluster = Cluster(TOPOLOGY, expert_bytes=EXPERT_BYTES)
+    report = replay_trace([*windows[:5], *again], cluster, FULL, delay_steps=3)
+    assert report == replay_trace(windows, cluster, FULL, delay_steps=3)
+    assert report.windows[-1].end_step == 80
+    assert [window.action for window in report.windows[5:]] != ["nothing"] * 5
 
 
 def test_shares_alone_by_hand():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isotherm.replay.batches import decode_steps, read_batches
-from isotherm.replay.windows import one_kind, rewindowed, whole_windows
+from isotherm.replay.windows import continued, one_kind, rewindowed, whole_windows
 from isotherm.traces.sources import Source
 from isotherm.window import HeatWindow
 from replay.made import drifting_windows
@@ -14,6 +14,16 @@ from replay.made import drifting_windows
 
 def heat_of(windows):
     return sum(window.heat_LE for window in windows)
+
+
+def test_steps_that_are_counted_anew_go_on_and_gaps_stay():
+    def spans(steps):
+        heat = np.ones((1, 2, 1, 2), int)
+        made = [HeatWindow(heat, None, (start, start + 1, end), [1], (0,)) for start, end in steps]
+        return [window.slice_steps for window in continued(made)]
+
+    assert spans([(0, 4), (6, 8)]) == [(0, 1, 4), (6, 7, 8)]
+    assert spans([(0, 4), (0, 5), (7, 9), (2, 4)]) == [(0, 1, 4), (4, 5, 9), (11, 12, 13), (13, 14, 15)]
 
 
 @pytest.mark.parametrize(("steps", "lengths"), [(4, [4] * 12), (8, [8] * 6), (10, [12] * 4), (16, [16] * 3)])

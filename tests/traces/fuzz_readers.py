@@ -31,8 +31,12 @@ from typing import Any, get_args
 
 from test_mutations import MAKERS, PIECES, mutate
 
-from isotherm.traces.detection import FileFormat
+from isotherm.replay.batches import read_batches
+from isotherm.traces.detection import FileFormat, detect_format, holds_placement_alone, located
 from isotherm.traces.files import read_heat, read_placement
+from isotherm.traces.skew import HeatReport, measure_skew
+from isotherm.traces.sources import PlacementFile, Source
+from isotherm.traces.trace import HeatTrace
 
 LONG_SECONDS = 5.0
 MUCH_MIB = 300
@@ -158,6 +162,22 @@ def ways(name: str, data: bytes) -> list[Callable[[bytes, random.Random], bytes]
     return found
 
 
+def read_as_inspect_does(path: Path, *, format: FileFormat | None) -> HeatReport | PlacementFile:
+    found = format or detect_format(path)
+    if holds_placement_alone(path, found):
+        return read_placement(path, format=found)
+    trace = read_heat(path, format=found, rows_per_window=1)
+    report = measure_skew(trace.header, trace)
+    assert all(0 <= layer.gini < 1 and layer.max_over_mean >= 1 for layer in report.layers)
+    return report
+
+
+def read_in_steps(path: Path, *, format: FileFormat | None) -> HeatTrace:
+    """As `isotherm compare` reads ids of experts per token."""
+    del format
+    return read_batches(Source(located(path)), batch_tokens=1)
+
+
 def try_once(seed: int, folder: Path) -> str | None:
     """What is wrong with how readers take the file of this seed; None where nothing is."""
     rng = random.Random(seed)
@@ -171,10 +191,10 @@ def try_once(seed: int, folder: Path) -> str | None:
     target.write_bytes(rng.choice(ways(name, data))(data, rng))
     forced = rng.choice((None, None, None, *get_args(FileFormat)))
     begun, peak = time.thread_time(), peak_mib()
-    for read in (read_heat, read_placement):
+    for read in (read_heat, read_placement, read_as_inspect_does, read_in_steps):
         try:
             found = read(path, format=forced)
-            if read is read_heat:
+            if isinstance(found, HeatTrace):
                 assert all(window.heat_KSLE.min() >= 0 for window in found)
         except ValueError as error:
             if not str(error).startswith(str(path)):

@@ -17,8 +17,10 @@ from safetensors.numpy import save_file
 from isotherm.traces.chunks import pack_chunk
 from isotherm.traces.detection import holds_placement_alone
 from isotherm.traces.files import read_heat, read_placement, write_heat, write_placement
+from isotherm.traces.planes import deflate_counts
 from isotherm.traces.recorder import HeatWriter
 from isotherm.traces.stored import ROLE
+from isotherm.window import HeatWindow
 
 COUNTS_LE = np.arange(1, 13).reshape(3, 4)
 
@@ -56,10 +58,30 @@ def test_fractions_keep_as_many_digits_as_their_sum_allows(tmp_path: Path, monke
     """Ten million of them add up to more than an integer holds: the bound is lowered in their place."""
     path = saved(tmp_path, np.full((3, 4), 0.7))
     assert read_heat(path).notes == ("fractions: every count is multiplied by 10^12",)
-    monkeypatch.setattr("isotherm.traces.matrices._LARGEST_SUM", 1e12)
+    monkeypatch.setattr("isotherm.traces.matrices.LARGEST_SUM", 1e12)
     trace = read_heat(path)
     assert trace.notes == ("fractions: every count is multiplied by 10^11",)
     assert (trace.heat_LE == 7 * 10**10).all()
+
+
+def test_counts_whose_sums_no_integer_holds_are_refused(tmp_path: Path) -> None:
+    shape_KSLE = (2, 1, 3, 8)
+    largest = HeatWindow(np.full(shape_KSLE, 2**56), None, (0, 1), [1, 1], HEADER.layer_ids)
+    with HeatWriter(tmp_path / "some.heat", HEADER) as writer:
+        with pytest.raises(ValueError, match="heat_KSLE: the counts add up to more than 2"):
+            writer.append(replace(largest, heat_KSLE=np.full(shape_KSLE, 2**60)))
+        for _ in range(3):
+            writer.append(largest)
+    trace = read_heat(tmp_path / "some.heat")
+    assert trace[2].heat_LE.sum() == 48 * 2**56
+    with pytest.raises(ValueError, match="the counts of the first 2 windows add up to more than"):
+        trace.merged()
+    counts = deflate_counts(np.full(shape_KSLE, 2**60))
+    arrays = {"slice_steps": np.array([0, 1]), "tokens_K": np.array([1, 1]), "heat_KSLE": counts}
+    with (tmp_path / "some.heat").open("ab") as file:
+        file.write(pack_chunk(arrays, {ROLE: "window"}))
+    with pytest.raises(ValueError, match=r"some\.heat: chunk at byte .*heat_KSLE: the counts add up to more"):
+        read_heat(tmp_path / "some.heat")[3]
 
 
 def test_an_array_of_arrays_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -146,7 +168,7 @@ def test_layers_that_a_file_numbers_itself_are_not_numbered_otherwise(tmp_path: 
     write_placement(a_placement(), path, format=format, layer_ids=(3, 4, 6), model_layers=8)
     assert read_placement(path, moe_layers=(3, 4, 6)).layer_ids == (3, 4, 6)
     with pytest.raises(
-        ValueError, match="some: numbers its layers itself, 3-4, 6, which are not moe_layers=0-2"
+        ValueError, match="some: numbers its layers itself, 3-4, 6, and these are not the layers asked for"
     ):
         read_placement(path, moe_layers=(0, 1, 2))
     if format == "isotherm":

@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import tee
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import numpy as np
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.errors import MissingExtraError
 from isotherm.observe.picture import HEAT_MAP, LOAD_MAP, OFF_COLOUR
+from isotherm.replay.windows import continued
 from isotherm.window import HeatWindow, layer_imbalance, overall_imbalance
 
 if TYPE_CHECKING:
@@ -47,10 +49,11 @@ class HeatSeries:
     rank_imbalance: list[float] = field(default_factory=list)
 
     def noting(self, windows: Iterable[HeatWindow]) -> Iterator[HeatWindow]:
-        for window in windows:
+        given, counted = tee(windows)
+        for window, on in zip(given, continued(counted)):
             heat_KLE = window.heat_KSLE.sum(axis=1)
             self.heat_KLE = heat_KLE if self.heat_KLE is None else self.heat_KLE + heat_KLE
-            self.steps.append(window.end_step)
+            self.steps.append(on.end_step)
             self.hottest.append(overall_imbalance(window.heat_LE))
             if window.slot_load_LGS is not None:
                 self.rank_imbalance.append(overall_imbalance(window.load_LG))

@@ -13,6 +13,7 @@ from isotherm.cli.file_options import tracked, unknown_kind
 from isotherm.cli.pictures import PlanPicture
 from isotherm.placement import Placement, Plan, rank_loads
 from isotherm.planner.served.dispatch import Engine, rule_of, served_shares, source_parts
+from isotherm.replay.windows import continued
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow, ImbalanceSummary, overall_imbalance
 
@@ -92,7 +93,7 @@ def picture_plan(trace: HeatTrace, outcome: PlanOutcome, options: PlanOptions) -
     served = (outcome.before, outcome.after)
     steps: list[int] = []
     imbalances: tuple[list[float], list[float]] = ([], [])
-    for each in tracked(trace, "drawing"):
+    for each in continued(tracked(trace, "drawing")):
         steps.append(each.end_step)
         heat_LE = of_kind(each, trace, options.kind).heat_LE
         for series, (placement, shares_LP) in zip(imbalances, served):

@@ -15,6 +15,7 @@ from isotherm.replay.cluster import Cluster
 from isotherm.replay.course import Course, Pace, aim, arrive
 from isotherm.replay.report import ReplayReport, ReplayWindow
 from isotherm.replay.serving import InForce, serve_window
+from isotherm.replay.windows import continued
 from isotherm.replay.yardstick import Yardstick
 from isotherm.topology import MoEShape, Topology
 from isotherm.window import HeatWindow
@@ -41,7 +42,8 @@ def replay_trace(
     meanwhile.
 
     Args:
-        windows: in the order of time, of one shape; a few in memory at a time.
+        windows: in the order of time, of one shape; a few in memory at a time. Where steps are counted anew,
+            as after a restart, the report counts on.
         cluster: ranks, links, and what a step and a move cost.
         config: as the balancer's; the modes ``shares`` and ``full`` change something. Link and step are taken
             from the cluster.
@@ -57,7 +59,7 @@ def replay_trace(
         ValueError: there is no window, its experts do not fit the slots, or the policy is unknown.
         PlanRefusedError: the policy returned a plan that breaks an invariant.
     """
-    left = iter(windows)
+    left = continued(windows)
     first = next(left, None)
     if first is None:
         raise ValueError("there is no window to replay")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -44,6 +45,18 @@ def rewindowed(windows: Iterable[HeatWindow], steps: int) -> Iterator[HeatWindow
             if part.end - held[0].start >= steps:
                 yield _joined(held, window.layer_ids)
                 held = []
+
+
+def continued(windows: Iterable[HeatWindow]) -> Iterator[HeatWindow]:
+    """The windows, with steps that only ascend. An engine that is started again counts from 0, and its
+    windows may follow in one file: they go on at the step at which those before ended."""
+    shift, end = 0, None
+    for window in windows:
+        if end is not None and window.start_step + shift < end:
+            shift = end - window.start_step
+        steps = tuple(step + shift for step in window.slice_steps)
+        yield window if not shift else replace(window, slice_steps=steps)
+        end = steps[-1]
 
 
 def one_kind(windows: Iterable[HeatWindow], kind: int) -> Iterator[HeatWindow]:

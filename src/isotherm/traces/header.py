@@ -9,11 +9,16 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from isotherm.topology import MoEShape, Topology
 from isotherm.traces.problems import shortened
 from isotherm.window import KINDS, HeatWindow
 
 SCHEMA_VERSION = 1
+
+LARGEST_SUM = 2.0**62
+"""Of all counts in a window, and in all windows of a trace: their sums must fit an int64."""
 
 ON_REQUEST = ("slot_load_LGS", "active_steps_LE", "source_heat_NLE")
 """Counts that a window may do without."""
@@ -122,6 +127,10 @@ class HeatHeader:
             raise ValueError(f"the window's layer_ids={window.layer_ids} are not {self.layer_ids}")
         if any(start >= end for start, end in pairwise(window.slice_steps)):
             raise ValueError(f"slice_steps={window.slice_steps} must ascend")
+        for name in ("heat_KSLE", *ON_REQUEST):
+            counts = getattr(window, name)
+            if counts is not None and float(counts.sum(dtype=np.float64)) > LARGEST_SUM:
+                raise ValueError(f"{name}: the counts add up to more than 2^62")
         self._check_loads(window)
 
     def _check_loads(self, window: HeatWindow) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isotherm.arrays import BoolArray, Int64Array
-from isotherm.traces.header import HeatHeader
+from isotherm.traces.header import LARGEST_SUM, HeatHeader
 from isotherm.traces.problems import problem, shortened
 from isotherm.traces.sources import NamedRows, Source
 from isotherm.traces.trace import HeatTrace
@@ -18,7 +18,6 @@ ALL_KINDS = ("all",)
 """The one kind of tokens of a file that does not tell prefill from decode."""
 
 LARGEST_COUNT = 2**53
-_LARGEST_SUM = 2.0**62
 _FRACTION_DIGITS = 12
 _LARGEST_EXPONENT = 300  # a power of ten that a float still holds
 
@@ -101,7 +100,7 @@ def _checked(counts: Any, source: Source, place: str) -> np.ndarray:
             + f"layer {layer}, expert {expert}",
             f"{counts_TLE[row, layer, expert]} must be a number from 0 to 2^53",
         )
-    if float(counts_TLE.sum(dtype=np.float64)) > _LARGEST_SUM:
+    if float(counts_TLE.sum(dtype=np.float64)) > LARGEST_SUM:
         raise problem(source.path, place, "the counts add up to more than 2^62")
     return counts_TLE
 
@@ -134,7 +133,7 @@ def _fraction_exponent(largest: float, total: float) -> int:
     if not largest:
         return 0  # of numbers too small for 64 bits nothing is left
     wanted = _FRACTION_DIGITS - math.ceil(math.log10(largest))
-    room = math.floor(math.log10(_LARGEST_SUM) - math.log10(total))
+    room = math.floor(math.log10(LARGEST_SUM) - math.log10(total))
     return max(0, min(wanted, room, _LARGEST_EXPONENT))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isotherm.arrays import Int64Array
-from isotherm.traces.header import ON_REQUEST, HeatHeader
+from isotherm.traces.header import LARGEST_SUM, ON_REQUEST, HeatHeader
 from isotherm.window import HeatWindow
 
 
@@ -25,12 +25,17 @@ class WindowSum:
         self._on_request: dict[str, Int64Array] = {}
         self._missing: set[str] = set()
         self._added = 0
+        self._heat = 0.0
         self._starts: list[int] = []
         self._end = 0
 
     def add(self, window: HeatWindow) -> None:
+        """Raises ValueError where the sum of all counts would not fit an int64."""
         place = min(self._added * self._slices // self._windows, self._slices - 1)
         self._added += 1
+        self._heat += float(window.heat_KSLE.sum(dtype=np.float64))
+        if self._heat > LARGEST_SUM:
+            raise ValueError(f"the counts of the first {self._added} windows add up to more than 2^62")
         if place == len(self._starts):
             self._starts.append(window.start_step)
         self._heat_KSLE[:, place] += window.heat_KSLE.sum(axis=1)
