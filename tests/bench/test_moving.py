@@ -95,7 +95,7 @@ def test_ten_seconds_of_faults_leave_no_trace(records, monkeypatch, capsys):
     for mishap, state in MET_FIRST:
         assert times[mishap, state.value] >= 1
     assert ("transfer late", "observing") not in times
-    assert "transfer late while observing, planning, degraded: a transfer begins while" in states["note"]
+    assert "transfer late while observing, planning, degraded: all weights of a round" in states["note"]
 
 
 def test_what_is_wrong_makes_the_exit_code_1(records, monkeypatch, capsys):

@@ -24,7 +24,7 @@ _NEVER: dict[str, tuple[tuple[State, ...], str]] = {
     "wrong digest": ((State.MOVING,), "no plan is announced while weights move"),
     "transfer late": (
         (State.OBSERVING, State.PLANNING, State.DEGRADED),
-        "a transfer begins while weights move, and what follows is what its being late leads to",
+        "all weights of a round begin at once, while they move; what follows is what being late leads to",
     ),
 }
 """Pairs that cannot be, and why. A transfer that is late may fail in any state."""

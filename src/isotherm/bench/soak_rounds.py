@@ -121,7 +121,7 @@ class SoakRounds:
     def _live(self, strike: Strike, begun: float) -> tuple[bool, bool]:
         """Steps until it happened and weights have moved since: whether they did, and whether it was told."""
         engine, statistics = self._engine, self._engine.balancer.statistics()
-        failed_before = statistics.failures.total
+        failed_before = strike.num_told(statistics.failures)
         happened, moves = False, None
         while True:
             if not happened:
@@ -131,7 +131,7 @@ class SoakRounds:
                 if not happened:
                     strike.see_step(statistics)
             happened = _any(strike.has_happened)
-            told = statistics.failures.total - failed_before > _total(strike.num_ushers)
+            told = strike.num_told(statistics.failures) > failed_before
             if moves is None and _every(happened and (told or not strike.must_be_told)):
                 moves = statistics.moves
                 strike.end()

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from isotherm.bench.soak_engine import SoakEngine
 from isotherm.bench.soak_pairs import CALM, DAWDLING, RELOADED, SLOW_LINK
-from isotherm.status import State, Statistics
+from isotherm.status import FailureKind, Failures, State, Statistics
 from isotherm.testing.faults import Fault, What, fail_at
 
 PATIENCE_STEPS = 400
@@ -41,7 +41,9 @@ class Strike:
         self._last_step = engine.steps + PATIENCE_STEPS
         self._struck_in: State | None = None
         self._fault: Fault | None = None
-        self._ushers: list[Fault] = []
+        self._usher: Fault | None = None
+        self._usher_what, self._usher_kind = _usher_of(mishap)
+        self._told_before = 0
         for what in get_args(What):
             if what == mishap:
                 self._fault = fail_at(
@@ -71,39 +73,37 @@ class Strike:
         """Whether it happened on this rank, or nothing is to."""
         return self._mishap == CALM or self.struck_in is not None
 
-    @property
-    def num_ushers(self) -> int:
-        """Failures that this rank made to usher it in."""
-        return sum(usher.has_fired for usher in self._ushers)
+    def num_told(self, failures: Failures) -> int:
+        """Failures but those that are made to usher it in."""
+        return failures.total - failures.as_dict()[self._usher_kind]
 
     def see_step(self, statistics: Statistics) -> None:
         """After each step until it happened on some rank. On every rank."""
-        is_degraded = statistics.state is State.DEGRADED
         if self._fault is None and self._mishap != CALM:
             is_time = statistics.state is self._state or self._engine.steps >= self._last_step
             self._bring_about(is_time and self._is_here and self._struck_in is None)
-        elif self._engine.rank == 0 and is_degraded and self._mishap in _PLANNING:
+        elif self._mishap in _PLANNING and statistics.state is self._state is State.DEGRADED:
             self._engine.balancer.rebalance()
 
     def usher_in(self) -> None:
         """Makes another failure where it is to come while degraded and that has come and gone, or never came.
         On every rank, while it has not happened on any."""
         is_wanted = self._state is State.DEGRADED and self._mishap != "transfer fails"
-        is_over = all(usher.has_fired for usher in self._ushers)
-        if is_wanted and is_over and self._engine.rank == 0 and not self._is_degraded:
-            what: What = "wrong digest" if self._mishap.startswith("planner") else "planner raises"
-            usher = fail_at(0, self._engine.steps, what)
-            usher.arm(self._engine.balancer)
-            self._ushers.append(usher)
+        if not is_wanted or self._engine.rank != 0:
+            return
+        now = self._engine.balancer.statistics()
+        told = now.failures.as_dict()[self._usher_kind]
+        # The one before may have happened, and not be told yet.
+        is_over = self._usher is None or (self._usher.has_fired and told > self._told_before)
+        if is_over and now.state is not State.DEGRADED:
+            self._told_before = told
+            self._usher = fail_at(0, self._engine.steps, self._usher_what)
+            self._usher.arm(self._engine.balancer)
 
     def end(self) -> None:
         """Ends what lasts as a fault."""
         if self._fault is not None:
             self._fault.end()
-
-    @property
-    def _is_degraded(self) -> bool:
-        return self._engine.balancer.state is State.DEGRADED
 
     def _bring_about(self, is_time: bool) -> None:
         """Where it is no fault but something that this engine does; `is_time`, on the rank concerned."""
@@ -121,3 +121,10 @@ class Strike:
             engine.link.longest_seconds = _SLOW_SECONDS
         elif self._mishap == DAWDLING:
             engine.dawdle_seconds = _SLOW_SECONDS
+
+
+def _usher_of(mishap: str) -> tuple[What, FailureKind]:
+    """A failure of another kind, and that kind."""
+    if mishap.startswith("planner"):
+        return "wrong digest", "plan_refused"
+    return "planner raises", "planner_raised"
