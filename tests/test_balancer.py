@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from isotherm import Balancer, Config, MoEShape, PeerMismatchError, Placement, State, Topology
+from isotherm.control import Limits
 from memory_link import memory_links
 from ranks import run_ranks
 
@@ -199,6 +200,7 @@ def fail_at_building(rank):
         {"weights": make_weights(topology, rank)[:2]},
         {"placement": Placement(np.arange(16)[None], 16)},
         {"config": Config(window_steps=16 if rank else 8)},
+        {"limits": Limits.of_window(16 if rank else 8)},
     ]
     for case in cases:
         arguments = {"topology": topology, "weights": None, **case}
@@ -211,7 +213,7 @@ def fail_at_building(rank):
 
 def test_wrong_arguments_name_the_value_and_the_remedy(tmp_path):
     for messages in run_ranks(fail_at_building, 2, tmp_path):
-        few, other_group, policy, weights, placement, peers = messages
+        few, other_group, policy, weights, placement, peers, limits = messages
         assert "14 slots hold fewer than experts=16" in few
         assert "slots_per_rank=8" in few
         assert "the group has 2 ranks, the topology 4" in other_group
@@ -220,3 +222,4 @@ def test_wrong_arguments_name_the_value_and_the_remedy(tmp_path):
         assert "weights of 2 layers given, the model has 3" in weights
         assert "placement is (1, 16)" in placement
         assert "rank 1 was started with window_steps=16, rank 0 with window_steps=8" in peers
+        assert "rank 1 was started with limits=Limits(planning_steps=64" in limits

@@ -151,7 +151,7 @@ class Balancer:
         self._home = Home("balancer")
         router.warm_up()
         planner.warm_up(near=self.config.split == "near")
-        check_alike(self._link, self.config, self._rooms, topology, placement, inline=inline)
+        check_alike(self._link, self.config, self._rooms, topology, placement, inline=inline, limits=limits)
         if not inline:
             self._heartbeat.start(relink_of(self._link, store))
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 
 from isotherm.config import Config, Mode, Split
-from isotherm.control import Announcer, Heartbeat, Link, Meeting, PlanDesk, Span, Watch, check_peers
+from isotherm.control import Announcer, Heartbeat, Limits, Link, Meeting, PlanDesk, Span, Watch, check_peers
 from isotherm.forward import ForwardPath, StepWord
 from isotherm.hall.tables import TableRule, tells_sources
 from isotherm.heat import Asked, HeatCollector, HeatGather, memory_of_heat
@@ -248,7 +248,14 @@ def check_fit(shape: MoEShape, topology: Topology, link: Link, placement: Placem
 
 
 def check_alike(
-    link: Link, config: Config, rooms: Rooms, topology: Topology, placement: Placement, *, inline: bool
+    link: Link,
+    config: Config,
+    rooms: Rooms,
+    topology: Topology,
+    placement: Placement,
+    *,
+    inline: bool,
+    limits: Limits | None,
 ) -> None:
     """Whether every rank was given the same. Blocks until every rank has called it.
 
@@ -260,6 +267,7 @@ def check_alike(
         "topology": topology,
         "placement": digest(placement.slot_to_expert.tobytes()),
         "inline": inline,
+        "limits": limits,
         "movable": rooms.is_movable,
         "dispatch": rooms.ways.dispatch,
         "step_word": rooms.ways.step_word is not None,
