@@ -4,6 +4,7 @@ import json
 import threading
 from collections import deque
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from isotherm.bench.soak import measure_soak, soak_on_ranks
 from isotherm.bench.soak_engine import SoakEngine
 from isotherm.bench.soak_pairs import MISHAPS, Pairs, draw_mishaps, states_of
 from isotherm.bench.soak_rounds import SoakRounds
+from isotherm.bench.soak_strike import Strike
 from isotherm.cli.bench import run_bench
-from isotherm.status import State
+from isotherm.status import Failures, State
 from isotherm.testing.faults import HastyTransport
 
 SEED = 2131
@@ -229,6 +231,17 @@ def test_the_state_that_was_met_least_comes_next_and_each_that_can_be_comes():
     assert State.MOVING not in states_of("planner hangs")
     pairs.count("link breaks", State.OBSERVING)  # met, though another was wanted
     assert all(pairs.next_state("link breaks") is not State.OBSERVING for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("mishap", "ushers"), [("rank pauses", "planner_raised"), ("planner hangs", "plan_refused")]
+)
+def test_failures_that_usher_another_in_are_not_taken_for_it(mishap, ushers):
+    balancer = SimpleNamespace(rank=1)
+    strike = Strike(SimpleNamespace(rank=1, steps=3, balancer=balancer), mishap, 0, State.DEGRADED, 1.0)
+    # However many they were: two that meet one plan are one failure.
+    assert strike.num_told(Failures(**{ushers: 3})) == 0
+    assert strike.num_told(Failures(planner_late=1, **{ushers: 1})) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"minutes": 0.0}, {"pause_seconds": -1.0}])

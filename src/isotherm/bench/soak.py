@@ -39,9 +39,10 @@ _NOTE = (
 _STATES_NOTE = (
     "How often what went wrong met which state: that which the rank concerned told at that moment. A state "
     f"is waited for up to {PATIENCE_STEPS} steps; missed: it did not come, or was gone before all ranks had "
-    "heard of it, and another was met. While degraded: another failure came before. A transfer that fails in "
-    "another state than moving is late until that comes. A digest can be wrong while rank 0 tells observing or degraded where its plan "
-    "is made before others hear that it plans, between two rounds. Empty: cannot be. "
+    "heard of it, and another was met. While degraded: another failure came before. A transfer that fails "
+    "in another state than moving is late until that comes. A digest can be wrong while rank 0 tells "
+    "observing or degraded where its plan is made before others hear that it plans, between two rounds. "
+    "Empty: cannot be. "
 ) + why_never()
 
 
