@@ -59,7 +59,7 @@ help:
 	@echo "make format       let ruff format the code and repair what it can"
 	@echo "make test-readers the readers of SGLang and vLLM Ascend, on our files (downloads 70 MB, Linux)"
 	@echo "make test-peers   our planners beside those of SGLang and vLLM Ascend (the same download)"
-	@echo "make test-transformers  the experts of every family of Transformers, and torch.compile"
+	@echo "make test-transformers  every family of Transformers, and torch.compile"
 	@echo "make test-oldest  planner and router on the oldest numpy and numba"
 	@echo "make test-engines Isotherm inside vLLM, in an environment of its own (4 GB)"
 	@echo "make clean        remove what make made, .venv included"
@@ -81,7 +81,8 @@ test-peers: .venv-readers/.stamp
 
 test-transformers: .venv/.dev-stamp
 	@ISOTHERM_TEST_LONG=1 $(BIN)/python -m pytest -o faulthandler_timeout=1000 \
-		tests/engines/test_all_families.py tests/engines/test_families.py $(TEST_ARGS)
+		tests/engines/test_all_families.py tests/engines/test_families.py \
+		tests/engines/test_whole_families.py $(TEST_ARGS)
 
 test-oldest: .venv-oldest/.stamp
 	@.venv-oldest/bin/python -m pytest tests/planner tests/router tests/mover $(TEST_ARGS)
