@@ -168,9 +168,9 @@ def test_what_the_engine_is_told_with_may_raise(balancer, caplog):
         serve(balancer, 4)
     assert balancer.statistics().windows == 4
     assert balancer.statistics().failures.total == 0
-    assert [record.message.split(" calls")[0] for record in caplog.records] == [
-        "isotherm: what on_window",
-        "isotherm: what on_decision",
+    assert [record.message.split("'s callback")[0] for record in caplog.records] == [
+        "isotherm: on_window",
+        "isotherm: on_decision",
     ]
 
 

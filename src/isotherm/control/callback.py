@@ -37,7 +37,5 @@ class Callback(Generic[Item]):
             function(item)
         except Exception:
             if self._failed is not function:
-                logger.exception(
-                    "isotherm: what %s calls raised; it is called again, and not logged again", self._name
-                )
+                logger.exception("isotherm: %s's callback raised; it will not be logged again", self._name)
             self._failed = function
