@@ -50,6 +50,17 @@ def test_heat_of_zero_is_drawn_and_a_name_that_is_no_text_too(tmp_path: Path, ca
         assert picture.exists()
 
 
+def test_names_are_shown_as_they_are_whatever_signs_they_hold(tmp_path: Path, capsys) -> None:
+    """Brackets are markup to tables, and dollars are formulas to pictures."""
+    path, kinds = tmp_path / "a$y_{$[b].heat", ("[/a]", "[b]$y_{$")
+    with iso.HeatWriter(path, iso.HeatHeader((0, 1), 4, kinds=kinds, model="[/m]$y_{$")) as writer:
+        writer.append(iso.HeatWindow(np.ones((2, 1, 2, 4), int), None, (0, 1), [0, 0], (0, 1)))
+    code, out, err = run(capsys, "inspect", path, "--plot", tmp_path / "out.png")
+    assert (code, err) == (0, "")
+    assert "[/a] / [b]$y_{$" in out
+    assert "a$y_{$[b].heat: isotherm, [/m]$y_{$" in out
+
+
 def test_a_long_title_stays_within_the_picture() -> None:
     for width in (7.6, 11.0):
         figure = Figure(figsize=(width, 5.0))

@@ -84,6 +84,17 @@ def test_counts_whose_sums_no_integer_holds_are_refused(tmp_path: Path) -> None:
         read_heat(tmp_path / "some.heat")[3]
 
 
+@pytest.mark.parametrize("name", ["model", "engine", "kinds"])
+def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path, name: str) -> None:
+    text = "\x1b]0;title\x07"
+    with pytest.raises(ValueError, match="holds signs that cannot be shown"):
+        replace(HEADER, **{name: (text,) if name == "kinds" else text})
+    values = HEADER.as_dict() | {name: [text] if name == "kinds" else text}
+    (tmp_path / "some.heat").write_bytes(pack_chunk({}, {ROLE: "header", "header": json.dumps(values)}))
+    with pytest.raises(ValueError, match=r"some\.heat: header: .*title.* cannot be shown"):
+        read_heat(tmp_path / "some.heat")
+
+
 def test_an_array_of_arrays_is_refused_by_its_name(tmp_path: Path) -> None:
     header = b"{'descr': ('<i4', (3,)), 'fortran_order': False, 'shape': (2, 2), }".ljust(117) + b"\n"
     data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\1\0\0\0" * 12
@@ -105,6 +116,16 @@ def test_negative_counts_are_refused_where_a_sum_would_hide_them(tmp_path: Path)
     torch.save({"records": [record], "last_physical_to_logical_map": last}, tmp_path / "some.pt")
     with pytest.raises(ValueError, match=r"records\[0\]: global_physical_count must be from 0"):
         read_heat(tmp_path / "some.pt")
+
+
+def test_a_folder_of_one_dump_that_counts_all_ranks_is_read(tmp_path: Path) -> None:
+    """SGLang's own mode, stat, leaves it in the folder that the engine is told to write to."""
+    counts = torch.from_numpy(COUNTS_LE)[None].repeat(2, 1, 1)
+    torch.save({"rank": 0, "logical_count": counts}, tmp_path / "expert_distribution_recorder_1.pt")
+    assert (read_heat(tmp_path).heat_LE == 2 * COUNTS_LE).all()
+    torch.save({"rank": 0, "logical_count": counts}, tmp_path / "expert_distribution_recorder_2.pt")
+    with pytest.raises(ValueError, match=r"_1\.pt: holds the counts of all ranks: give this file alone"):
+        read_heat(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["5", "null", "[1, 2]", '"x"'])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from isotherm.bench.show import wide_console
@@ -196,5 +197,5 @@ def _kinds_table(report: HeatReport) -> Table | None:
     for pair in report.kind_pairs:
         heat = " / ".join(f"{report.heat_per_kind[kind]:,}" for kind in pair.kinds)
         alike = ("none" if value is None else f"{value:.3f}" for value in (pair.cosine, pair.top_overlap))
-        table.add_row(" / ".join(pair.kinds), heat, *alike)
+        table.add_row(escape(" / ".join(pair.kinds)), heat, *alike)
     return table

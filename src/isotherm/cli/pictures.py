@@ -163,7 +163,7 @@ def draw_plan(picture: PlanPicture) -> Figure:
 def put_title(figure: Figure, title: str) -> None:
     """Writes the title above the figure, in as many lines as it takes: names of files are long."""
     drawn = title.encode(errors="replace").decode()  # bytes of a name that are no text cannot be drawn
-    figure.suptitle(fill(drawn, round(_TITLE_SIGNS * figure.get_figwidth())), fontsize=13)
+    figure.suptitle(fill(drawn, round(_TITLE_SIGNS * figure.get_figwidth())), fontsize=13, parse_math=False)
 
 
 def _new_figure(height: float) -> Figure:
@@ -185,7 +185,7 @@ def _draw_maps(
         image = axes.imshow(
             relative_LE, aspect="auto", cmap=HEAT_MAP, vmin=0, vmax=max(highest, 1.0), interpolation="none"
         )
-        axes.set_title(f"heat: {name}", fontsize=10)
+        axes.set_title(f"heat: {name}", fontsize=10, parse_math=False)
         axes.set_xlabel("expert")
         _label_layers(axes, layer_ids)
     figure.colorbar(image, ax=column, label="heat / layer mean", extend="max")

@@ -48,7 +48,7 @@ class HeatHeader:
         library: what wrote the file.
 
     Raises:
-        ValueError: a number below 1, or layers out of order.
+        ValueError: a number below 1, layers out of order, or a name that cannot be shown.
     """
 
     layer_ids: tuple[int, ...]
@@ -70,6 +70,11 @@ class HeatHeader:
             raise ValueError(f"top_k={self.top_k} is below 1: give None where it is not known")
         if not self.kinds or len(set(self.kinds)) != len(self.kinds):
             raise ValueError(f"kinds={self.kinds} must be at least one name, and no name twice")
+        for name in (self.model, self.engine, self.library, *self.kinds):
+            if not name.isprintable():  # what a file says is shown in terminals, which obey signs of control
+                raise ValueError(
+                    f"{shortened(name)} holds signs that cannot be shown: give a name for people"
+                )
         if self.topology is not None:
             self.topology.check_holds(self.experts)
         if self.model_layers is not None and self.model_layers <= self.layer_ids[-1]:

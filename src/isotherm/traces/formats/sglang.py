@@ -31,13 +31,23 @@ def read_sglang_heat(source: Source) -> HeatTrace:
     its buffer was not full. The others have records with counts of slots.
     """
     if source.path.is_dir():
-        return trace_of_records({path: _load(path) for path in _dumps(source.path)}, source)
+        return _trace_of_folder({path: _load(path) for path in _dumps(source.path)}, source)
     values = _load(source.path)
     if _COUNTS in values:
         return _trace_of_buffer(values[_COUNTS], source)
     if RECORDS in values:
         return trace_of_records({source.path: values}, source)
     raise problem(source.path, "", f"has neither {_COUNTS} nor {RECORDS}")
+
+
+def _trace_of_folder(dumps: dict[Path, dict[str, Any]], source: Source) -> HeatTrace:
+    """Dumps of all ranks, or one that holds the counts of all of them already."""
+    whole = [path for path, values in dumps.items() if _COUNTS in values]
+    if whole and len(dumps) == 1:
+        return _trace_of_buffer(dumps[whole[0]][_COUNTS], source)
+    if whole:
+        raise problem(whole[0], "", "holds the counts of all ranks: give this file alone, not its folder")
+    return trace_of_records(dumps, source)
 
 
 def is_folder_of_dumps(path: Path) -> bool:
