@@ -118,6 +118,7 @@ def test_requests_are_decoded_side_by_side(tmp_path):
         ({"experts": np.full((4, 1, 1), -2)}, "ids must be from -1"),
         ({"experts": np.zeros((4, 1, 1), int), "offsets": np.array([0, 3, 2, 4])}, "offsets: must ascend"),
         ({"experts": np.zeros((4, 1, 1), int), "offsets": np.array([0, 5])}, "offsets: must ascend"),
+        ({"experts": np.zeros((9, 1, 2), int)}, "tokens that pick 2 of 1 experts are none"),
         ({"experts": np.zeros((4, 1, 1), int)}, "4 tokens make 2 full batches of 2, less than a window of 3"),
     ],
 )

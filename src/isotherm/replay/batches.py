@@ -53,6 +53,8 @@ def read_batches(source: Source, *, batch_tokens: int, window_steps: int | None 
     filled_L: BoolArray = np.any(ids_TLK >= 0, axis=(0, 2), keepdims=True)[0, :, 0]
     named = source.name_rows(filled_L)
     experts, top_k = int(ids_TLK.max()) + 1, ids_TLK.shape[2]
+    if experts < top_k:
+        raise problem(source.path, IDS, f"tokens that pick {top_k} of {experts} experts are none")
     header = HeatHeader(named.layer_ids, experts, top_k, kinds=ALL_KINDS, model_layers=named.model_layers)
     order_T = np.argsort(step_T, kind="stable")
     first_N = np.searchsorted(step_T[order_T], np.arange(steps + 1))
