@@ -62,6 +62,21 @@ def test_a_full_disk_is_told_once() -> None:
     assert (done.returncode, done.stderr) == (3, "OSError 28\n")
 
 
+def test_an_interruption_is_one_whatever_another_package_makes_of_it(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def import_slowly(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("Error calling __set_name__") from error
+
+    np.save(tmp_path / "some.npy", np.ones((2, 4)))
+    monkeypatch.setattr("isotherm.cli.inspect_file.check_picture", import_slowly)
+    assert main(["inspect", str(tmp_path / "some.npy")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 class Full:
     encoding = "utf-8"
 

@@ -133,8 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else WRONG_USE
     except KeyboardInterrupt:
-        _tell("interrupted")
-        return INTERRUPTED
+        return _tell_interrupted()
     except OSError as error:
         settle_stdout()
         _tell(f"isotherm: {error}")
@@ -145,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, IsothermError) as error:
         _tell(f"isotherm: {error}")
         return WRONG_USE
-    except Exception:
-        return _tell_fault()
+    except Exception as error:
+        return _tell_interrupted() if _is_of_interruption(error) else _tell_fault()
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -200,6 +199,18 @@ def _as_rank(options: DemoOptions) -> int:
 
 def _tell(message: str) -> None:
     print(message, file=sys.stderr)
+
+
+def _is_of_interruption(error: BaseException | None) -> bool:
+    """What interrupts an import of another package may come out as an error of that package."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _tell_interrupted() -> int:
+    _tell("interrupted")
+    return INTERRUPTED
 
 
 def _tell_fault() -> int:
