@@ -16,7 +16,7 @@ from isotherm.planner.layers.load_kernels import make_layer
 
 LEVELS = np.array([1.0, 1.03, 1.06])
 """Loads, in units of the bound, for which trees of ranks with two slots are planted; the best is taken."""
-GAPS = np.array([1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25])
+GAPS = np.array([2.5e-4, 1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.25])
 """How different two slots may be that trade places to join ranks, in units of the mean load."""
 JOIN_COST = 5e-4
 """What the peak may rise, in units of the mean, for joining all ranks under even shares. Balanced shares
@@ -114,7 +114,7 @@ def arrange(slot_expert_P: Int64Array, heat_E: FloatArray, ranks: int, balanced:
     if not balanced:
         most = rank_sums(expert_GS, weight_E).max() + JOIN_COST
         if rank_sums(joined_GS, weight_E).max() > most:
-            joined_GS = join(expert_GS, weight_E, count_E, GAPS[:1])
+            joined_GS = join(expert_GS, weight_E, count_E, GAPS[:2])
     return joined_GS.ravel()
 
 

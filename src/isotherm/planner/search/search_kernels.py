@@ -24,6 +24,7 @@ from isotherm.planner.layers.log_kernels import Log, is_full, is_read, new_log, 
 from isotherm.planner.search.cut_kernels import Cut, best_replica, find_sides, new_cut
 from isotherm.planner.search.even_kernels import Aim, climb_evenly, give
 from isotherm.planner.search.exchange_kernels import best_pair
+from isotherm.planner.search.fewer_kernels import one_for_two
 from isotherm.planner.search.flow_kernels import replace, surplus
 
 MARGIN = 1e-7
@@ -35,6 +36,10 @@ NARROW = 1e-3
 ATTEMPTS = 4
 DETOUR = 4e-3
 """So many caps are tried where balanced shares get stuck, each lower by so much than the one before."""
+ASIDE = 8e-3
+"""Fewer changes are looked for on a way to a cap that is lower by so much, too."""
+MOST_WORK = 150_000
+"""But not where pairs of changes, each rated over all slots, would be more to look at than this."""
 WEIGHTS = np.array([100.0, 2.0])
 """With even shares, what ranks above the target count against others. The first brings layers there with
 fewest moves; where it ends above, the search begins anew with the next."""
@@ -67,6 +72,8 @@ def search_layers(
             lower_evenly(layer, start_LP[row], cap, unread)
         if frugal:
             prune(layer, start_LP[row], max(cap, peak_of(layer)))
+        if frugal and balanced and surplus(layer, cap) <= 0.0:
+            layer = do_with_fewer(layer, start_LP[row], cap)
         read_experts(layer, goal_LP[row])
 
 
@@ -104,7 +111,7 @@ def climb(layer: Layer, cut: Cut, cap: float, log: Log) -> None:
     change_2, change_4 = np.empty(2, np.int64), np.empty(4, np.int64)
     while surplus(layer, cap) > 0.0 and not is_full(log):
         find_sides(layer, cap)
-        if best_replica(layer, cut, cap, change_2) > LEAST_GAIN:
+        if best_replica(layer, cut, cap, 0.0, change_2) > LEAST_GAIN:
             replace(layer, change_2[0], change_2[1], cap)
             note_settled(layer, change_2[0], -1, log)
         elif best_pair(layer, cut, cap, change_4) > LEAST_GAIN:
@@ -198,6 +205,48 @@ def prune(layer: Layer, start_P: Int64Array, cap: float) -> None:
             if other >= 0:
                 set_expert(layer, other, other_old)
             set_expert(layer, slot, old)
+
+
+@kernel
+def count_changes(layer: Layer, start_P: Int64Array) -> int:
+    changes = 0
+    for slot in range(len(start_P)):
+        changes += layer.slot_P[slot]["expert"] != start_P[slot]
+    return changes
+
+
+@kernel
+def do_with_fewer(layer: Layer, start_P: Int64Array, cap: float) -> Layer:
+    """A layer without surplus and without changes that this does not need; or another such one, with fewer
+    changes: one slot for two, and a second way. The search finds what two slots can do, and no change is
+    taken to help more than the best first one."""
+    changes = count_changes(layer, start_P)
+    if changes <= 2 or changes * changes * len(start_P) > MOST_WORK:
+        return layer
+    other = make_layer(start_P, layer.expert_E["heat"].copy(), len(layer.rank_G), True)
+    cut, change_2 = new_cut(other), np.empty(2, np.int64)
+    find_sides(other, cap)
+    most = best_replica(other, cut, cap, 0.0, change_2)
+    if (changes - 1) * most < surplus(other, cap):
+        return layer
+    changes = exchange(layer, cut, start_P, cap, most)
+    climb(other, cut, cap - ASIDE, new_log(start_P, 0))
+    if surplus(other, cap) > 0.0:
+        return layer
+    prune(other, start_P, cap)
+    if count_changes(other, start_P) <= changes and exchange(other, cut, start_P, cap, most) < changes:
+        return other
+    return layer
+
+
+@kernel
+def exchange(layer: Layer, cut: Cut, start_P: Int64Array, cap: float, most: float) -> int:
+    """Changes one slot for two while that is possible, and returns how many are changed then."""
+    changes = count_changes(layer, start_P)
+    while changes > 2 and one_for_two(layer, cut, start_P, cap, most):
+        prune(layer, start_P, cap)
+        changes = count_changes(layer, start_P)
+    return changes
 
 
 @kernel
