@@ -11,15 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isotherm.arrays import Int64Array
+from isotherm.arrays import FloatArray, Int64Array
 from isotherm.jit import kernel
 from isotherm.planner.layers.layer import Layer, begin, holds, peak_of, set_expert, set_load, set_tokens, undo
 from isotherm.planner.layers.log_kernels import Log, is_full, note
+from isotherm.planner.search.cut_kernels import keep_best
 
 HOT = 1e-3
 """Ranks within this of the highest load are hot: lowering the peak starts from their experts."""
 MIN_STEP = 0.003
 """A step must take away at least this part of the excess per move."""
+
+REDUNDANT = 16
+"""So many redundant slots are tried for an expert that makes room elsewhere."""
 
 
 class Aim(NamedTuple):
@@ -223,15 +227,63 @@ def best_swap(layer: Layer, aim: Aim, least: float, shared: bool, change_4: Int6
 
 
 @kernel
+def best_relocation(layer: Layer, aim: Aim, least: float, change_4: Int64Array) -> float:
+    """Writes to ``change_4`` the best way to give the expert that would relieve the hottest rank most a place
+    where no redundant slot is: an expert of one slot makes room there and goes to a redundant slot elsewhere,
+    one of those that are left best. Returns what it gains per move, if more than ``least``."""
+    hottest, size, best, expert, relief = hottest_rank(layer), layer.slots_per_rank, least, -1, 0.0
+    mark_useful(layer, aim, np.inf)
+    for slot in range(hottest * size, (hottest + 1) * size):
+        held = layer.slot_P[slot]["expert"]
+        if held >= 0 and layer.expert_E[held]["relief"] > relief:
+            expert, relief = held, layer.expert_E[held]["relief"]
+    slot_K, gain_K = np.empty(REDUNDANT, np.int64), np.empty(REDUNDANT)
+    n = list_redundant(layer, aim, expert, slot_K, gain_K) if expert >= 0 else 0
+    for place in range(len(layer.slot_P) if n > 0 else 0):
+        moved, rank = layer.slot_P[place]["expert"], layer.slot_P[place]["rank"]
+        if moved < 0 or layer.expert_E[moved]["count"] > 1 or holds(layer, rank, expert):
+            continue
+        for i in range(n):
+            slot = slot_K[i]
+            if layer.slot_P[slot]["rank"] == rank:
+                continue
+            begin(layer)
+            if layer.slot_P[slot]["expert"] >= 0:
+                resplit(layer, layer.slot_P[slot]["expert"], slot, -1)
+            resplit(layer, moved, place, layer.slot_P[slot]["rank"])
+            resplit(layer, expert, -1, rank)
+            gain = gained(layer, aim) / 2
+            undo(layer)
+            if gain > best:
+                best = gain
+                change_4[0], change_4[1], change_4[2], change_4[3] = slot, moved, place, expert
+    return best
+
+
+@kernel
+def list_redundant(layer: Layer, aim: Aim, expert: int, slot_K: Int64Array, gain_K: FloatArray) -> int:
+    """Writes to ``slot_K`` the empty or redundant slots without ``expert`` that gain most by being left, and
+    returns how many."""
+    n = 0
+    for slot in range(len(layer.slot_P)):
+        held = layer.slot_P[slot]["expert"]
+        if held != expert and (held < 0 or layer.expert_E[held]["count"] > 1):
+            n = keep_best(slot_K, gain_K, len(slot_K), n, slot, leave(layer, aim, slot)[0])
+    return n
+
+
+@kernel
 def climb_evenly(layer: Layer, aim: Aim, log: Log) -> None:
     """Changes slots while the layer is above its target and a change gains enough: a swap of shared experts
-    only where nothing else does, since to rate those takes long."""
+    only where nothing else does, since to rate those takes long, and a relocation only where no swap does."""
     change_4 = np.empty(4, np.int64)
     while peak_of(layer) > aim.target and not is_full(log):
         least = MIN_STEP * excess(layer, aim)
         best = best_replacement(layer, aim, least, change_4)
         best = best_swap(layer, aim, best, False, change_4)
-        if best <= least and best_swap(layer, aim, least, True, change_4) <= least:
+        if best <= least:
+            best = best_swap(layer, aim, least, True, change_4)
+        if best <= least and best_relocation(layer, aim, least, change_4) <= least:
             return
         give(layer, change_4[0], -1)
         if change_4[2] >= 0:
