@@ -34,6 +34,7 @@ from numba.core.ir import Assign, Expr
 from numba.extending import intrinsic, overload
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 _log = logging.getLogger(__package__)
 _COUNTS = {"NRT_incref", "NRT_decref"}
 _VIEWS = {"getattr", "getitem", "static_getitem", "build_tuple", "cast", "phi"}
@@ -162,15 +163,16 @@ event.register("numba:compile", _Teller())  # type: ignore[no-untyped-call]
 
 
 @cache
-def entry(function: Callable[..., None]) -> Callable[..., None]:
-    """A kernel of integers alone, compiled or loaded now, as the bare function that numba made of it. Its
-    arguments are taken as int64 without a look at their types."""
+def entry(function: Callable[..., _Result], *kinds: types.Type) -> Callable[..., _Result]:
+    """A kernel, compiled or loaded now, as the bare function that numba made of it. Its first arguments are
+    taken as ``kinds``, the others as int64, without a look at their types."""
     if not hasattr(function, "compile"):  # NUMBA_DISABLE_JIT
         return function
     dispatcher = cast(Any, function)
-    signature = (types.int64,) * dispatcher.py_func.__code__.co_argcount
+    others = dispatcher.py_func.__code__.co_argcount - len(kinds)
+    signature = (*kinds, *(types.int64,) * others)
     dispatcher.compile(signature)
-    return cast(Callable[..., None], dispatcher.overloads[signature].entry_point)
+    return cast(Callable[..., _Result], dispatcher.overloads[signature].entry_point)
 
 
 def int32_at(address: int, length: int) -> np.ndarray:

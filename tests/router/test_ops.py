@@ -88,7 +88,7 @@ def test_the_device_path_of_a_router_gives_the_same_slots_and_counts():
     """What a router does on an accelerator, on the CPU: everything but the kernel's own launch."""
     rng, _, host = make()
     _, _, device = make()
-    device.router._kernels = {}
+    device.router._kernel = None
     for numbers in STEPS:
         ids = random_ids(rng, 50, 16, 4)
         held = [torch.tensor([number]) for number in numbers[1:]]

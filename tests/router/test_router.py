@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routed import Counted, layer_tables, oracle, random_ids, random_tables
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from isotherm.placement import Placement
 from isotherm.router import Router, RoutingTables, device, kernels, warm_up
@@ -173,7 +174,7 @@ def test_any_dtype_and_strides_are_mapped_alike_and_nothing_compiles(dtype, toke
         assert chosen.dtype == dtype
         scalars = {"step": 3, "micro_batch": 0, "first_token": 0, "num_decode": 0}
         assert_counted(counted, ids_TK, chosen, num_tokens=tokens, **scalars)
-    assert [len(kernel.signatures) for kernel in (kernels.map_int64, kernels.map_int32)] == [1, 1]
+    assert len(kernels.map_ids.signatures) == 1
 
 
 def test_ids_too_narrow_for_the_slots_are_refused():
@@ -241,3 +242,42 @@ def test_totals_of_another_model_are_refused():
             heat_MKLE=heat,
             received_MLP=torch.zeros((1, 2, 5), dtype=torch.int32),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    ("size", "stride"), [((1, 6), (1, 1)), ((5, 1), (1, 9)), ((1, 1), (7, 7)), ((0, 4), (9, 9))]
+)
+def test_strides_that_say_nothing_are_no_others(size, stride, dtype):
+    """Those of axes of one element, in kernels that are given no more than the memory; -1 is there to be seen
+    where a stride was followed."""
+    rng = np.random.default_rng(6)
+    _, _, tables = random_tables(rng, 5, 8)
+    memory = torch.arange(64).remainder(5).to(dtype)
+    ids = memory.as_strided(size, stride)
+    counted = Counted(tables)
+    chosen = counted.route(ids)
+    scalars = {"step": 3, "micro_batch": 0, "first_token": 0, "num_decode": 0}
+    assert_counted(counted, ids, chosen, num_tokens=len(ids), **scalars)
+
+
+def _fake_ids():
+    with FakeTensorMode():
+        return torch.zeros((2, 2), dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: torch.zeros(4, dtype=torch.int64), "Tensor"),
+        (lambda: torch.zeros((2, 2, 2), dtype=torch.int32), "Tensor"),
+        (_fake_ids, "FakeTensor"),
+    ],
+)
+def test_ids_without_memory_or_of_other_axes_are_refused(make, kind):
+    """A kernel that took them would read where nothing is."""
+    _, _, tables = random_tables(np.random.default_rng(0), 4, 6)
+    counted, ids = Counted(tables), make()
+    with pytest.raises(ValueError, match=rf"ids of shape .* given, as {kind}: .*\[tokens, top_k\]"):
+        counted.route(ids)
+    assert not counted.words.any()

@@ -7,12 +7,14 @@ from functools import cache
 
 import numpy as np
 import torch
+from numba import types
 
 from isotherm.arrays import Int64Array
 from isotherm.jit import entry
 from isotherm.router import kernels, words
 from isotherm.router.layout import LayerTables, TablesLayout, TableViews
 from isotherm.router.rounding import rounding_base
+from isotherm.router.tensors import TENSOR
 
 _COUNTS = (words.SEEN_E, words.FIRST_E, words.MIDDLE_E, words.STOP_E, words.ROW_E)
 
@@ -85,17 +87,16 @@ def map_once(
     words_W[words.BASE] = base
     scratch.name(words_W)
     slots_TK = torch.empty_like(ids_TK)
-    tokens, top_k = ids_TK.shape
     numbers = (int(number) for number in state.numpy())
-    kernel = host_kernels()[ids_TK.dtype]
-    kernel(words_W.ctypes.data, ids_TK.data_ptr(), slots_TK.data_ptr(), tokens, top_k, *numbers)
+    mapped = host_kernel()(words_W.ctypes.data, ids_TK, slots_TK, *numbers)
+    assert mapped, "ids as they come here are known to the kernel"
     return slots_TK
 
 
 @cache
-def host_kernels() -> dict[torch.dtype, Callable[..., None]]:
-    """The CPU's kernels, compiled or loaded from numba's cache at the first call."""
-    return {torch.int64: entry(kernels.map_int64), torch.int32: entry(kernels.map_int32)}
+def host_kernel() -> Callable[..., bool]:
+    """The CPU's kernel, compiled or loaded from numba's cache at the first call."""
+    return entry(kernels.map_ids, types.int64, TENSOR, TENSOR)
 
 
 def _name_memory(

@@ -22,6 +22,7 @@ from isotherm.jit import int32_at, int64_at, kernel, likely
 from isotherm.router.level_kernels import level_batch
 from isotherm.router.rounding import MASK, RANK_STRIDE, STEP_STRIDE
 from isotherm.router.tables import ONE
+from isotherm.router.tensors import rows_of
 from isotherm.router.words import (
     BASE,
     DECODE_E,
@@ -51,40 +52,23 @@ more than they do."""
 
 
 @kernel
-def map_int64(
-    call_at: int,
-    ids_at: int,
-    slots_at: int,
-    tokens: int,
-    top_k: int,
-    step: int,
-    first_token: int,
-    num_tokens: int,
-    num_decode: int,
-) -> None:
-    """Slots for int64 ids [tokens, top_k]; the counts are added in place. ``call_at`` is the address of the
-    words above, ``ids_at`` and ``slots_at`` are those of contiguous memory."""
+def map_ids(
+    call_at: int, ids_TK: Any, slots_TK: Any, step: int, first_token: int, num_tokens: int, num_decode: int
+) -> bool:
+    """Slots for the ids in a tensor [tokens, top_k], written to one like it; the counts are added in place.
+    ``call_at`` is the address of the words above. False, and nothing is done: the ids are not int64 or int32,
+    contiguous and in the CPU's memory."""
+    ids_at, tokens, top_k, bits = rows_of(ids_TK)
+    slots_at, _, _, slots_bits = rows_of(slots_TK)
     pairs = tokens * top_k
-    ids, slots = int64_at(ids_at, pairs), int64_at(slots_at, pairs)
-    _map(call_at, ids, slots, tokens, top_k, step, first_token, num_tokens, num_decode)
-
-
-@kernel
-def map_int32(
-    call_at: int,
-    ids_at: int,
-    slots_at: int,
-    tokens: int,
-    top_k: int,
-    step: int,
-    first_token: int,
-    num_tokens: int,
-    num_decode: int,
-) -> None:
-    """As `map_int64`, for int32 ids and slots."""
-    pairs = tokens * top_k
-    ids, slots = int32_at(ids_at, pairs), int32_at(slots_at, pairs)
-    _map(call_at, ids, slots, tokens, top_k, step, first_token, num_tokens, num_decode)
+    numbers = step, first_token, num_tokens, num_decode
+    if bits == 64 and slots_bits == 64:
+        _map(call_at, int64_at(ids_at, pairs), int64_at(slots_at, pairs), tokens, top_k, numbers)
+        return True
+    if bits == 32 and slots_bits == 32:
+        _map(call_at, int32_at(ids_at, pairs), int32_at(slots_at, pairs), tokens, top_k, numbers)
+        return True
+    return False
 
 
 @kernel
@@ -94,11 +78,9 @@ def _map(
     slots: np.ndarray,
     tokens: int,
     top_k: int,
-    step: int,
-    first_token: int,
-    num_tokens: int,
-    num_decode: int,
+    numbers: tuple[int, int, int, int],
 ) -> None:
+    step, first_token, num_tokens, num_decode = numbers
     call = int64_at(call_at, WORDS)
     first_token = min(max(first_token, 0), tokens)
     stop_token = min(max(first_token + num_tokens, first_token), tokens)

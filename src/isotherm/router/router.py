@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 
-from isotherm.numbers import Number, on_host
+from isotherm.numbers import Number, Numbers, on_host
 from isotherm.router import ops
-from isotherm.router.host import HostCalls, host_kernels
+from isotherm.router.host import HostCalls, host_kernel
 from isotherm.router.layout import TablesLayout
 from isotherm.router.rounding import rounding_base
 from isotherm.router.staging import BUFFERS, Staged, Staging
@@ -81,9 +82,9 @@ class Router:
         if on_host:
             self._calls = HostCalls(views, self._rank, heat_MKLE, received_MLP)
             self._addresses = self._calls.addresses
-            self._kernels = host_kernels()
+            self._kernel: Callable[..., bool] | None = host_kernel()
         else:
-            self._kernels = {}
+            self._kernel = None
             self._warm_device()
 
     def _warm_device(self) -> None:
@@ -158,38 +159,28 @@ class Router:
             micro_batch: the lane that counts, and part of the rounding.
 
         Raises:
-            ValueError: ids on another device than the tables, or of a dtype too narrow for the slots.
+            ValueError: ids on another device than the tables, of a dtype too narrow for the slots, or not
+                of two axes.
         """
-        kernel = self._kernels.get(ids_TK.dtype)
-        if kernel is None or not (ids_TK.is_cpu and ids_TK.is_contiguous()):
+        if self._kernel is None:
             known_TK = self._known(ids_TK)
-            route = self.route if self._kernels else self._route_on_device
-            return route(
-                layer,
-                known_TK,
-                step=step,
-                num_tokens=num_tokens,
-                num_decode=num_decode,
-                first_token=first_token,
-                micro_batch=micro_batch,
-            ).to(ids_TK.dtype)
+            numbers = (step, first_token, num_tokens, num_decode)
+            return self._route_on_device(layer, known_TK, numbers, micro_batch).to(ids_TK.dtype)
         if not type(num_tokens) is type(num_decode) is type(first_token) is int:
             num_tokens, num_decode = on_host(num_tokens), on_host(num_decode)
             first_token = on_host(first_token)
         slots_TK = torch.empty_like(ids_TK)
-        tokens, top_k = ids_TK.shape
-        kernel(
-            self._addresses[micro_batch][layer],
-            ids_TK.data_ptr(),
-            slots_TK.data_ptr(),
-            tokens,
-            top_k,
-            step,
-            first_token,
-            num_tokens,
-            num_decode,
+        address = self._addresses[micro_batch][layer]
+        if self._kernel(address, ids_TK, slots_TK, step, first_token, num_tokens, num_decode):
+            return slots_TK
+        known_TK = self._known(ids_TK)
+        slots_TK = torch.empty_like(known_TK)
+        if self._kernel(address, known_TK, slots_TK, step, first_token, num_tokens, num_decode):
+            return slots_TK.to(ids_TK.dtype)
+        raise ValueError(
+            f"ids of shape {tuple(ids_TK.shape)} given, as {type(ids_TK).__name__}: give them as a tensor "
+            "[tokens, top_k] that has memory"
         )
-        return slots_TK
 
     def route_captured(
         self, layer: int, ids_TK: torch.Tensor, state: torch.Tensor, *, micro_batch: int = 0
@@ -232,17 +223,8 @@ class Router:
         return ids_TK.long().contiguous()
 
     def _route_on_device(
-        self,
-        layer: int,
-        ids_TK: torch.Tensor,
-        *,
-        step: int,
-        num_tokens: Number,
-        num_decode: Number,
-        first_token: Number,
-        micro_batch: int,
+        self, layer: int, ids_TK: torch.Tensor, numbers: Numbers, micro_batch: int
     ) -> torch.Tensor:
-        numbers = (step, first_token, num_tokens, num_decode)
         base = rounding_base(layer, 0, self._rank, micro_batch)
         return ops.map_on_device(ids_TK, numbers, base, *self._rows[micro_batch][layer])
 
@@ -263,5 +245,5 @@ def _check_totals(layout: TablesLayout, heat_MKLE: torch.Tensor, received_MLP: t
 
 
 def warm_up() -> None:
-    """Compiles the CPU's kernels, or loads them from numba's cache: once per process, before serving."""
-    host_kernels()
+    """Compiles the CPU's kernel, or loads it from numba's cache: once per process, before serving."""
+    host_kernel()
