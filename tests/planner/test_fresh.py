@@ -51,6 +51,24 @@ def test_replicas_are_listed_and_packed_as_published(seed):
     assert pack(weight_N, packs).tolist() == pack_plainly(weight_N, packs)
 
 
+@settings(max_examples=150, deadline=None)
+@given(SEEDS)
+@example(25)  # single trades alone leave one twice
+def test_no_expert_is_left_twice_on_a_rank(seed):
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(1, 9))
+    experts, ranks = int(rng.integers(size, 33)), int(rng.integers(2, 17))
+    heat_E = np.where(rng.random(experts) < rng.choice([0.1, 1.0]), rng.random(experts), 0.0)
+    replica_P = list_replicas(heat_E, ranks * size, ranks) if experts <= ranks * size else np.empty(0, int)
+    if len(replica_P) == 0:
+        return
+    weight_E = heat_E / np.bincount(replica_P, minlength=experts)
+    expert_GS = replica_P[pack(weight_E[replica_P], ranks)]
+    separate(expert_GS, weight_E)
+    assert np.sort(expert_GS.ravel()).tolist() == sorted(replica_P.tolist())
+    assert all(len(set(rank)) == size for rank in expert_GS.tolist())
+
+
 def lowest_pair_peak(heat_E, ranks):
     """The lowest peak of all numbers of replicas, each with its heaviest beside its lightest."""
     peaks = []

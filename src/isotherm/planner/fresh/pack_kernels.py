@@ -92,8 +92,9 @@ def weigh_slots(heat_E: FloatArray, count_E: Int64Array) -> FloatArray:
 
 @kernel
 def separate(expert_GS: Int64Array, weight_E: FloatArray) -> None:
-    """Trades places, in place, until no rank holds an expert twice, as far as single trades can do it.
-    A trade is between slots of the most equal weight."""
+    """Trades places, in place, until no rank holds an expert twice. A trade is between slots of most equal
+    weight; where single trades cannot do it, which takes experts on nearly all ranks, all slots are dealt
+    anew. An expert must have no more slots than there are ranks."""
     slot_expert_P, size = expert_GS.ravel(), expert_GS.shape[1]
     order_E, next_P = np.argsort(weight_E, kind="mergesort"), np.full(len(slot_expert_P), -1)
     first_E, place_E = np.full(len(weight_E), -1), np.empty(len(weight_E), np.int64)
@@ -107,8 +108,21 @@ def separate(expert_GS: Int64Array, weight_E: FloatArray) -> None:
         if rank_place(expert_GS, rank, expert) == slot % size:
             continue
         other = nearest_place(expert_GS, rank, expert, weight_E, order_E, place_E[expert], first_E, next_P)
-        if other >= 0:
-            swap_listed(slot_expert_P, slot, other, first_E, next_P)
+        if other < 0:
+            deal(expert_GS, weight_E)
+            return
+        swap_listed(slot_expert_P, slot, other, first_E, next_P)
+
+
+@kernel
+def deal(expert_GS: Int64Array, weight_E: FloatArray) -> None:
+    """Gives the same slots to the ranks in turn, those of one expert behind one another, heaviest first: none
+    comes twice on a rank."""
+    count_E, place = count_slots(expert_GS.ravel(), len(weight_E)), 0
+    for expert in sort_down(weight_E):
+        for _ in range(count_E[expert]):
+            expert_GS[place % len(expert_GS), place // len(expert_GS)] = expert
+            place += 1
 
 
 @kernel
