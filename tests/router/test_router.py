@@ -246,11 +246,10 @@ def test_totals_of_another_model_are_refused():
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(
-    ("size", "stride"), [((1, 6), (1, 1)), ((5, 1), (1, 9)), ((1, 1), (7, 7)), ((0, 4), (9, 9))]
+    ("size", "stride"),
+    [((1, 6), (1, 1)), ((5, 1), (1, 9)), ((5, 1), (3, 1)), ((1, 1), (7, 7)), ((0, 4), (9, 9))],
 )
-def test_strides_that_say_nothing_are_no_others(size, stride, dtype):
-    """Those of axes of one element, in kernels that are given no more than the memory; -1 is there to be seen
-    where a stride was followed."""
+def test_strides_of_axes_of_one_element_say_nothing_and_others_are_followed(size, stride, dtype):
     rng = np.random.default_rng(6)
     _, _, tables = random_tables(rng, 5, 8)
     memory = torch.arange(64).remainder(5).to(dtype)
