@@ -162,12 +162,17 @@ def test_what_the_engine_is_told_with_may_raise(balancer, caplog):
     def refuse(told):
         raise OSError("no space left on device")
 
-    balancer.on_window(refuse)
-    balancer.on_decision(refuse)
+    windows, decisions = [], []
+    for tell, told in ((balancer.on_window, windows), (balancer.on_decision, decisions)):
+        for callback in (told.append, refuse, told.append):
+            tell(callback)
     with caplog.at_level(logging.ERROR):
         serve(balancer, 4)
     assert balancer.statistics().windows == 4
     assert balancer.statistics().failures.total == 0
+    for told in (windows, decisions):
+        assert told
+        assert all(first is second for first, second in zip(told[::2], told[1::2], strict=True))
     assert [record.message.split("'s callback")[0] for record in caplog.records] == [
         "isotherm: on_window",
         "isotherm: on_decision",

@@ -345,14 +345,13 @@ class Balancer:
         return self._held.check_replicas(timeout_seconds)
 
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
-        """Calls ``callback`` with each window, on every rank, off the engine's thread. What it raises is
-        logged, and balancing goes on."""
-        self._loop.on_window.set(callback)
+        """Calls ``callback`` with each window, on every rank, off the engine's thread, beside others that are
+        called already. What it raises is logged, and balancing goes on."""
+        self._loop.on_window.add(callback)
 
     def on_decision(self, callback: Callable[[Decision], None]) -> None:
-        """Calls ``callback`` with each decision, on rank 0, off the engine's thread. What it raises is
-        logged, and balancing goes on."""
-        self._loop.on_decision.set(callback)
+        """As `on_window`, with each decision, on rank 0."""
+        self._loop.on_decision.add(callback)
 
     @staticmethod
     def memory(

@@ -11,7 +11,7 @@ from isotherm.config import Mode
 
 class State(Enum):
     """What the balancer is doing beside the engine. Degraded: something failed, the engine goes on with what
-    is published, and balancing is tried again by itself (not after the link was lost)."""
+    is published, and balancing is tried again by itself."""
 
     OBSERVING = "observing"
     PLANNING = "planning"

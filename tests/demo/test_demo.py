@@ -57,7 +57,7 @@ def test_imbalance_falls_and_every_answer_is_equal(tmp_path):
     assert json.loads((out / "result.json").read_text()) == result
     events = json.loads(timeline.read_text())["traceEvents"]
     names = {event["args"]["name"] for event in events if event["ph"] == "M"}
-    assert {"rank 0", "rank 3", "main", "heartbeat", "planner"} <= names
+    assert {"rank 0", "rank 3", "main", "heartbeat", "planner", "carrier"} <= names
     kinds = {event["name"].split()[0] for event in events if event["ph"] == "X"}
     assert {"forward", "snapshot", "gather", "headers", "plan", "carry"} <= kinds
 

@@ -301,7 +301,7 @@ def test_an_engine_goes_on_after_the_collector_is_closed(source):
 def test_windows_that_nobody_takes_are_not_kept_for_ever(caplog):
     (rank,) = make_ranks(1)
     collector = rank.collector
-    collector._callback = type(collector._callback)("on_window")  # nobody has asked for windows
+    collector._callbacks = type(collector._callbacks)("on_window")  # nobody has asked for windows
     for _ in range(2 * 300):
         rank.end_step()
         rank.heartbeat.beat()

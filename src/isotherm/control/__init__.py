@@ -8,7 +8,7 @@ header and act on what was gathered; they know nothing of each other.
 """
 
 from isotherm.control.announcer import Announcer
-from isotherm.control.callback import Callback
+from isotherm.control.callbacks import Callbacks
 from isotherm.control.desk import PlanDesk
 from isotherm.control.heartbeat import Heartbeat
 from isotherm.control.link import GroupLink, Link, Transfer
@@ -23,7 +23,7 @@ from isotherm.control.states import Life, Limits, Seen, next_life
 
 __all__ = [
     "Announcer",
-    "Callback",
+    "Callbacks",
     "GroupLink",
     "Heartbeat",
     "Life",

@@ -69,6 +69,11 @@ class DemoOptions:
             raise ValueError(f"--ranks {self.ranks}: give a positive number")
         if self.window % 2:
             raise ValueError(f"--window {self.window}: give an even number, its halves are slices")
+        if self.steps < 2 * self.window:
+            raise ValueError(
+                f"--steps {self.steps}: give {2 * self.window} or more, a window of {self.window} before the "
+                "text changes and one after it"
+            )
 
 
 Verdict = Literal["equal", "different", "not checked"]

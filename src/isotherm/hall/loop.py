@@ -12,7 +12,7 @@ import numpy as np
 from isotherm import planner
 from isotherm.arrays import FloatArray, Int64Array
 from isotherm.config import Config
-from isotherm.control import Announcer, Callback, Limits, Link, PlanDesk, PlanLog, Promise, Seen, Span, Watch
+from isotherm.control import Announcer, Callbacks, Limits, Link, PlanDesk, PlanLog, Promise, Seen, Span, Watch
 from isotherm.decide import Decision, make_decision
 from isotherm.decide import State as Mind
 from isotherm.forward import ForwardPath
@@ -96,8 +96,8 @@ class Loop:
         self.imbalance: ImbalanceSummary | None = None
         self.served: Served | None = None
         self._planned: float | None = None
-        self.on_window: Callback[HeatWindow] = Callback("on_window")
-        self.on_decision: Callback[Decision] = Callback("on_decision")
+        self.on_window: Callbacks[HeatWindow] = Callbacks("on_window")
+        self.on_decision: Callbacks[Decision] = Callbacks("on_decision")
         self._window: HeatWindow | None = None
         self._heat_LE: Int64Array | None = None
         self._is_asked_for = False
@@ -121,7 +121,6 @@ class Loop:
             publish=lambda ledger: rooms.publish(ledger, self._window),
             see=self._on_move,
             fail=lambda message: self.watch.fail("transfer_failed", message),
-            span=self._span,
         )
 
     # -- the heartbeat's thread: windows and plans ---------------------------------------------------

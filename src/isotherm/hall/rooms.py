@@ -161,6 +161,7 @@ def make_rooms(
         host_stream("carrier", inline=inline)(),
         on_end=on_carried,
         on_arrival=_arrivals(ways.on_arrival, topology, rank),
+        span=span,
     )
     is_movable = topology.slots > shape.experts or ways.step_word is not None
     return Rooms(

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 import torch.distributed as dist
 
-from isotherm.control import Callback, GroupLink, Heartbeat, Link, Span, check_peers, no_span
+from isotherm.control import Callbacks, GroupLink, Heartbeat, Link, Span, check_peers, no_span
 from isotherm.heat.aside import DeviceGroup, TorchDeviceGroup
 from isotherm.heat.buffers import Asked, Source, make_heat_buffers, memory_of_heat
 from isotherm.heat.gather import HeatGather
@@ -125,7 +125,7 @@ class HeatCollector:
         )
         self._windows: deque[HeatWindow] = deque(maxlen=_KEPT_WINDOWS)
         self._has_dropped = False
-        self._callback: Callback[HeatWindow] = Callback("on_window")
+        self._callbacks: Callbacks[HeatWindow] = Callbacks("on_window")
         self._is_closed = False
         self._home = Home("collector")
         self._tokens_K = [0] * len(KINDS)
@@ -345,9 +345,10 @@ class HeatCollector:
         return self._windows.popleft() if self._windows else None
 
     def on_window(self, callback: Callable[[HeatWindow], None]) -> None:
-        """Calls ``callback`` with each window from now on, off the forward thread (on it with
-        ``inline``); ``poll`` then returns none. What it raises is logged, and collection goes on."""
-        self._callback.set(callback)
+        """Calls ``callback`` with each window from now on, beside others that are called already, off the
+        forward thread (on it with ``inline``); ``poll`` then returns none. What it raises is logged, and
+        collection goes on."""
+        self._callbacks.add(callback)
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Ends collection; called on every rank, on the engine's thread. Twice is allowed. Waits for the
@@ -362,8 +363,8 @@ class HeatCollector:
             self._side.close()
 
     def _keep(self, window: HeatWindow) -> None:
-        if self._callback.is_set:
-            self._callback(window)
+        if self._callbacks:
+            self._callbacks(window)
             return
         if len(self._windows) == _KEPT_WINDOWS and not self._has_dropped:
             self._has_dropped = True

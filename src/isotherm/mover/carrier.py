@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from isotherm.control import Link
+from isotherm.control import Link, Span, no_span
 from isotherm.mover.schedule import Fill
 from isotherm.streams import Stream
 
@@ -38,6 +38,7 @@ class Carrier:
         on_end: called when a chunk ended, on the stream.
         on_arrival: called with a chunk that has arrived, on the stream, before any rank hears of it. What it
             raises is a failure of the chunk.
+        span: opens spans of a timeline.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Carrier:
         stream: Stream,
         on_end: Callable[[], None],
         on_arrival: Callable[[Sequence[Fill]], None] = lambda fills: None,
+        span: Span = no_span,
     ) -> None:
         self._transport = transport
         self._stream = stream
         self._on_end = on_end
         self._on_arrival = on_arrival
+        self._span = span
         self._last_ended = threading.Event()
         self._last_ended.set()
         self.started = 0  # written by the heartbeat's thread alone
@@ -82,7 +85,8 @@ class Carrier:
 
     def _carry(self, fills: Sequence[Fill], link: Link, ended: threading.Event) -> None:
         try:
-            self._transport.carry(fills, link)
+            with self._span(f"carry {len(fills)} experts", "carrier"):
+                self._transport.carry(fills, link)
             self._on_arrival(fills)
         except BaseException:  # SystemExit too: a chunk that never ends lets none move after it
             logger.exception("isotherm: a transfer of %d experts failed on rank %d", len(fills), link.rank)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from isotherm.arrays import FloatArray, Int64Array
-from isotherm.control import Link, Seen, Span, no_span
+from isotherm.control import Link, Seen
 from isotherm.errors import ProtocolError
 from isotherm.mover import agreed
 from isotherm.mover import ledger as transitions
@@ -52,7 +52,6 @@ class Mover:
         publish: Callable[[Ledger], None],
         see: Callable[[Seen], None] = lambda seen: None,
         fail: Callable[[str], None] = lambda message: None,
-        span: Span = no_span,
     ) -> None:
         # What slots held before the newest epoch, and the newest. Replaced whole, and read by any thread.
         self._ledgers = (start, start)
@@ -64,7 +63,6 @@ class Mover:
         self._publish = publish
         self._see = see
         self._fail = fail
-        self._span = span
         self._carried = 0  # fills of the batch that were started
         self._step = 0
         self._turns = 0
@@ -228,8 +226,7 @@ class Mover:
         allowed = max(steps * self._bytes_per_step // max(self._bytes_per_expert, 1), 0)
         batch, before = self.ledger.batch, self._carried
         while fills := _same_leg(batch[self._carried : allowed]):
-            with self._span(f"carry {len(fills)} experts", "heartbeat"):
-                self._carrier.start(fills, link)
+            self._carrier.start(fills, link)
             self._carried += len(fills)
         return self._carried > before
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from isotherm.balancer import Balancer
 from isotherm.engines.transformers.experts import expert_tensors
+from isotherm.errors import ProtocolError
 
 
 class LogicalWeights:
@@ -85,5 +86,8 @@ class LogicalWeights:
             mine_LE[layer, list(experts)] = 1
         all_GLE = [torch.empty_like(mine_LE) for _ in range(ranks)]
         dist.all_gather(all_GLE, mine_LE, group=self._group)
+        for layer, expert in torch.stack(all_GLE).sum(0).eq(0).nonzero().tolist():
+            # The same on every rank. Gathered all the same, it would be saved as zeros.
+            raise ProtocolError(f"expert {expert} of balanced layer {layer} is live on no rank")
         below_LE = torch.stack(all_GLE)[: dist.get_rank(self._group)].sum(0)
         return (mine_LE > below_LE).cpu()

@@ -229,18 +229,18 @@ def do_with_fewer(layer: Layer, start_P: Int64Array, cap: float) -> Layer:
     most = best_replica(other, cut, cap, 0.0, change_2)
     if (changes - 1) * most < surplus(other, cap):
         return layer
-    changes = exchange(layer, cut, start_P, cap, most)
+    changes = spare_slots(layer, cut, start_P, cap, most)
     climb(other, cut, cap - ASIDE, new_log(start_P, 0))
     if surplus(other, cap) > 0.0:
         return layer
     prune(other, start_P, cap)
-    if count_changes(other, start_P) <= changes and exchange(other, cut, start_P, cap, most) < changes:
+    if count_changes(other, start_P) <= changes and spare_slots(other, cut, start_P, cap, most) < changes:
         return other
     return layer
 
 
 @kernel
-def exchange(layer: Layer, cut: Cut, start_P: Int64Array, cap: float, most: float) -> int:
+def spare_slots(layer: Layer, cut: Cut, start_P: Int64Array, cap: float, most: float) -> int:
     """Changes one slot for two while that is possible, and returns how many are changed then."""
     changes = count_changes(layer, start_P)
     while changes > 2 and one_for_two(layer, cut, start_P, cap, most):
