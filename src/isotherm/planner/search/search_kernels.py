@@ -38,7 +38,7 @@ DETOUR = 4e-3
 """So many caps are tried where balanced shares get stuck, each lower by so much than the one before."""
 ASIDE = 8e-3
 """Fewer changes are looked for on a way to a cap that is lower by so much, too."""
-MOST_WORK = 150_000
+MOST_WORK = 15_000
 """But not where pairs of changes, each rated over all slots, would be more to look at than this."""
 WEIGHTS = np.array([100.0, 2.0])
 """With even shares, what ranks above the target count against others. The first brings layers there with
