@@ -189,9 +189,11 @@ def an_ended_thread():
 
 
 def join_a_thread():
-    thread = threading.Thread(target=time.sleep, args=(0.02,))
+    is_joined = threading.Event()
+    thread = threading.Thread(target=is_joined.wait)
     thread.start()
-    thread.join()
+    thread.join(0.001)
+    is_joined.set()
 
 
 def wait_for_a_condition():
