@@ -1,4 +1,4 @@
-"""Fewer changes for the same target: one slot for two, a second way, never more than the first way needs."""
+"""Fewer changes for the same target: a second way, and never more than the first way needs."""
 
 import numpy as np
 
@@ -7,7 +7,6 @@ from isotherm.planner.layers.layer import peak_of, read_experts
 from isotherm.planner.layers.load_kernels import make_layer
 from isotherm.planner.layers.log_kernels import new_log
 from isotherm.planner.search.cut_kernels import new_cut
-from isotherm.planner.search.fewer_kernels import one_for_two
 from isotherm.planner.search.flow_kernels import surplus
 from isotherm.planner.search.search_kernels import MARGIN, climb, prune, search_layers
 
@@ -39,38 +38,6 @@ def experts_of(layer):
     expert_P = np.empty(len(layer.slot_P), np.int64)
     read_experts(layer, expert_P)
     return expert_P
-
-
-def test_one_slot_for_two_keeps_the_cap_and_every_expert_or_leaves_all_as_it_was():
-    found = 0
-    for seed in range(150):
-        start_P, heat_E = drawn_change(seed)
-        layer = first_way(start_P, heat_E)
-        if layer is None:
-            continue
-        before_P = experts_of(layer)
-        tokens_P, load_G = layer.slot_P["tokens"].copy(), layer.rank_G["load"].copy()
-        changed = one_for_two(layer, new_cut(layer), start_P, CAP, np.inf)
-        after_P = experts_of(layer)
-        if not changed:
-            assert after_P.tolist() == before_P.tolist()
-            assert layer.slot_P["tokens"].tobytes() == tokens_P.tobytes()
-            assert layer.rank_G["load"].tobytes() == load_G.tobytes()
-            continue
-        found += 1
-        assert (after_P != start_P).sum() < (before_P != start_P).sum()
-        assert set(after_P.tolist()) == set(range(EXPERTS))
-        assert peak_of(make_layer(after_P, heat_E, RANKS, True)) <= TARGET
-        assert all(len(set(row)) == SIZE for row in after_P.reshape(RANKS, SIZE).tolist())
-    assert found >= 5
-
-
-def test_no_change_is_taken_to_help_by_more_than_is_told():
-    for seed in range(150):
-        start_P, heat_E = drawn_change(seed)
-        layer = first_way(start_P, heat_E)
-        if layer is not None:
-            assert not one_for_two(layer, new_cut(layer), start_P, CAP, 0.0)
 
 
 def test_the_search_needs_fewer_changes_than_its_first_way_and_never_more():

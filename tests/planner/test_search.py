@@ -148,7 +148,7 @@ def test_the_best_replica_is_the_best_of_all_and_gains_what_is_told():
         if len(layer.expert_E) > EXPERTS or now <= 0:  # so that all of them are rated
             continue
         find_sides(layer, CAP)
-        told, best = best_replica(layer, new_cut(layer), CAP, 0.0, change_2), best_of_all_replicas(layer, now)
+        told, best = best_replica(layer, new_cut(layer), CAP, change_2), best_of_all_replicas(layer, now)
         assert told <= best + 1e-6
         if told > 0:
             replace(layer, change_2[0], change_2[1], CAP)

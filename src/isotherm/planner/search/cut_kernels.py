@@ -173,18 +173,16 @@ def list_experts(layer: Layer, cut: Cut, passing: bool) -> int:
 
 
 @kernel
-def rate_experts(layer: Layer, cut: Cut, cap: float, least: float) -> int:
-    """Writes to ``cut`` the experts of the hot side through which most surplus could leave, and how much, if
-    it is more than ``least``. Returns how many."""
+def rate_experts(layer: Layer, cut: Cut, cap: float) -> int:
+    """Writes to ``cut`` the experts of the hot side through which most surplus could leave, and how much.
+    Returns how many."""
     rated = 0
     for i in range(list_experts(layer, cut, True)):
-        if cut.out_X[i] <= least:
-            break
         expert = cut.expert_X[i]
         begin(layer)
         out = drain(layer, expert, cap)
         undo(layer)
-        if out > least:
+        if out > TINY:
             rated = keep_best(cut.expert_X, cut.out_X, EXPERTS, rated, expert, out)
     return rated
 
@@ -227,13 +225,11 @@ def rate_slot(layer: Layer, slot: int, most: float, cap: float) -> tuple[float, 
 
 
 @kernel
-def best_replica(layer: Layer, cut: Cut, cap: float, least: float, change_2: Int64Array) -> float:
-    """Writes to ``change_2`` the slot and the expert that take most off the surplus, and more than ``least``,
-    and returns how much; ``least`` where no other expert in an empty or redundant slot does."""
-    experts, best = rate_experts(layer, cut, cap, max(least, TINY)), least
-    if experts == 0:
-        return best
-    most = cut.out_X[0]
+def best_replica(layer: Layer, cut: Cut, cap: float, change_2: Int64Array) -> float:
+    """Writes to ``change_2`` the slot and the expert that take most off the surplus, and returns how much;
+    0 where no other expert in an empty or redundant slot does."""
+    experts, best = rate_experts(layer, cut, cap), 0.0
+    most = cut.out_X[0] if experts > 0 else 0.0
     n = list_slots(layer, cut, most, cap)
     while n > 0 and -cut.key_P[cut.slot_P[0]] > best + TINY:
         slot = cut.slot_P[0]

@@ -24,7 +24,6 @@ from isotherm.planner.layers.log_kernels import Log, is_full, is_read, new_log, 
 from isotherm.planner.search.cut_kernels import Cut, best_replica, find_sides, new_cut
 from isotherm.planner.search.even_kernels import Aim, climb_evenly, give
 from isotherm.planner.search.exchange_kernels import best_pair
-from isotherm.planner.search.fewer_kernels import one_for_two
 from isotherm.planner.search.flow_kernels import replace, surplus
 
 MARGIN = 1e-7
@@ -36,10 +35,11 @@ NARROW = 1e-3
 ATTEMPTS = 4
 DETOUR = 4e-3
 """So many caps are tried where balanced shares get stuck, each lower by so much than the one before."""
-ASIDE = 8e-3
-"""Fewer changes are looked for on a way to a cap that is lower by so much, too."""
-MOST_WORK = 15_000
-"""But not where pairs of changes, each rated over all slots, would be more to look at than this."""
+ASIDE = 0.012
+"""Fewer changes are looked for on the way to a cap that is lower by so much, too: each step takes what helps
+most, and a lower cap leads another way."""
+MOST_WORK = 5_000
+"""But not in a layer of more changes, times slots, than this."""
 WEIGHTS = np.array([100.0, 2.0])
 """With even shares, what ranks above the target count against others. The first brings layers there with
 fewest moves; where it ends above, the search begins anew with the next."""
@@ -111,7 +111,7 @@ def climb(layer: Layer, cut: Cut, cap: float, log: Log) -> None:
     change_2, change_4 = np.empty(2, np.int64), np.empty(4, np.int64)
     while surplus(layer, cap) > 0.0 and not is_full(log):
         find_sides(layer, cap)
-        if best_replica(layer, cut, cap, 0.0, change_2) > LEAST_GAIN:
+        if best_replica(layer, cut, cap, change_2) > LEAST_GAIN:
             replace(layer, change_2[0], change_2[1], cap)
             note_settled(layer, change_2[0], -1, log)
         elif best_pair(layer, cut, cap, change_4) > LEAST_GAIN:
@@ -217,36 +217,17 @@ def count_changes(layer: Layer, start_P: Int64Array) -> int:
 
 @kernel
 def do_with_fewer(layer: Layer, start_P: Int64Array, cap: float) -> Layer:
-    """A layer without surplus and without changes that this does not need; or another such one, with fewer
-    changes: one slot for two, and a second way. The search finds what two slots can do, and no change is
-    taken to help more than the best first one."""
+    """The layer, which is without surplus and without changes that it does not need; or another such one,
+    found on the way to a lower cap, if that has fewer changes."""
     changes = count_changes(layer, start_P)
-    if changes <= 2 or changes * changes * len(start_P) > MOST_WORK:
+    if changes <= 2 or changes * len(start_P) > MOST_WORK:
         return layer
     other = make_layer(start_P, layer.expert_E["heat"].copy(), len(layer.rank_G), True)
-    cut, change_2 = new_cut(other), np.empty(2, np.int64)
-    find_sides(other, cap)
-    most = best_replica(other, cut, cap, 0.0, change_2)
-    if (changes - 1) * most < surplus(other, cap):
-        return layer
-    changes = spare_slots(layer, cut, start_P, cap, most)
-    climb(other, cut, cap - ASIDE, new_log(start_P, 0))
+    climb(other, new_cut(other), cap - ASIDE, new_log(start_P, 0))
     if surplus(other, cap) > 0.0:
         return layer
     prune(other, start_P, cap)
-    if count_changes(other, start_P) <= changes and spare_slots(other, cut, start_P, cap, most) < changes:
-        return other
-    return layer
-
-
-@kernel
-def spare_slots(layer: Layer, cut: Cut, start_P: Int64Array, cap: float, most: float) -> int:
-    """Changes one slot for two while that is possible, and returns how many are changed then."""
-    changes = count_changes(layer, start_P)
-    while changes > 2 and one_for_two(layer, cut, start_P, cap, most):
-        prune(layer, start_P, cap)
-        changes = count_changes(layer, start_P)
-    return changes
+    return other if count_changes(other, start_P) < changes else layer
 
 
 @kernel
