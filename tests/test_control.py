@@ -5,8 +5,9 @@ import threading
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
-from isotherm.control import Announcer, Heartbeat, check_peers
+from isotherm.control import Announcer, GroupLink, Heartbeat, check_peers
 from isotherm.errors import LinkError, PeerFailedError, PeerMismatchError, ProtocolError
 from isotherm.placement import digest
 from memory_link import memory_links
@@ -493,3 +494,9 @@ def test_equal_configurations_pass():
 def test_headers_are_int64():
     (link,) = memory_links(1)
     assert link.all_gather(np.array([2**62], np.int64)).dtype == np.int64
+
+
+def test_a_group_without_cpu_memory_is_refused_with_the_remedy():
+    group = dist.ProcessGroup(dist.HashStore(), 0, 1)  # as one of NCCL alone: nothing of it serves a CPU
+    with pytest.raises(ValueError, match=r"carries no tensors.*new_group\(backend='gloo'\)"):
+        GroupLink(group)
